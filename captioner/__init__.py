@@ -1,0 +1,47 @@
+"""captioner: what is on photographs, in words and in tags.
+
+>>> from captioner import Captioner
+>>> captioner = Captioner.load()
+>>> captioner.caption(["dog.jpg"])  # doctest: +SKIP
+[Caption(text='a dog runs along the beach', log_prob=-6.81)]
+
+Shapes in docstrings use these letters: B images, K beams (or captions) an image, R = B·K rows,
+N grid cells, D grid width, A attention width, E embedding, H hidden, L positions, V vocabulary,
+T tags; pixels are ``(B, 3, h, w)``.
+
+The public names are resolved when they are first used, so that importing the package does not
+import torch; nothing here sets a global torch flag, seed, thread count or log handler.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from captioner.config import SearchOptions
+    from captioner.generation import Caption, Tag
+    from captioner.images import ImageError
+    from captioner.inference import Captioner, Description
+
+__all__ = ["Caption", "Captioner", "Description", "ImageError", "SearchOptions", "Tag"]
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Caption": "generation",
+    "Captioner": "inference",
+    "Description": "inference",
+    "ImageError": "images",
+    "SearchOptions": "config",
+    "Tag": "generation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

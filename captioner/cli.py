@@ -1,0 +1,257 @@
+"""The command line. Imports nothing heavy until a command needs it, so that help is quick."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from captioner import __version__
+from captioner.config import ConfigError, SearchOptions
+
+if TYPE_CHECKING:
+    from captioner.folder import Found, Writer
+    from captioner.inference import Captioner
+
+__all__ = ["main"]
+
+_EPILOG = """exit status: 0 every photograph done; 1 some could not be read or found;
+2 wrong usage, before any work; 130 stopped by Ctrl-C"""
+
+
+class _UsageError(Exception):
+    """What makes the command end with status 2 before any work."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    args = _parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except (_UsageError, ConfigError) as error:
+        print(f"captioner: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # Python would complain again when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("captioner: stopped; the records written so far are whole", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="captioner",
+        description="Say what is on photographs, in words and in tags.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"captioner {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    caption = commands.add_parser("caption", help="caption photographs", epilog=_EPILOG)
+    _add_run_arguments(caption)
+    caption.add_argument(
+        "--tags", action=argparse.BooleanOptionalAction, default=True, help="tags in the same pass"
+    )
+    _add_search_arguments(caption)
+    tag = commands.add_parser("tag", help="tag photographs", epilog=_EPILOG)
+    _add_run_arguments(tag)
+    info = commands.add_parser("info", help="show the model in use")
+    _add_model_arguments(info)
+    for command, run in ((caption, _caption), (tag, _tag), (info, _info)):
+        command.set_defaults(run=run)
+        command.allow_abbrev = False
+        command.formatter_class = argparse.RawDescriptionHelpFormatter
+    return parser
+
+
+def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", metavar="FILE", help="a checkpoint (default: the embedded model)"
+    )
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
+    parser.add_argument(
+        "--precision",
+        default="auto",
+        choices=("auto", "float32", "bfloat16"),
+        help="auto is bfloat16 where the processor gains from it",
+    )
+
+
+def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="files, folders (searched recursively), or - for a list of paths on stdin",
+    )
+    _add_model_arguments(parser)
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="where records go: FILE.jsonl, or FILE.json for COCO results (default: stdout)",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an output that exists already"
+    )
+    parser.add_argument("--batch-size", type=_positive, default=32, metavar="N")
+    parser.add_argument(
+        "--workers",
+        type=_positive,
+        default=max(2, os.cpu_count() or 1),
+        metavar="N",
+        help="threads that read photographs",
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, not {text!r}")
+    return int(text)
+
+
+def _add_search_arguments(parser: argparse.ArgumentParser) -> None:
+    for option in fields(SearchOptions):
+        low, high = option.metadata["low"], option.metadata["high"]
+        parser.add_argument(
+            f"--{option.name.replace('_', '-')}",
+            type=type(option.default),
+            default=option.default,
+            metavar="N" if isinstance(option.default, int) else "X",
+            help=f"{option.metadata['help']}; {low} to {high} (default: {option.default})",
+        )
+
+
+def _caption(args: argparse.Namespace) -> int:
+    options = SearchOptions(**{f.name: getattr(args, f.name) for f in fields(SearchOptions)})
+    return _run(args, options=options, captions=True, tags=args.tags)
+
+
+def _tag(args: argparse.Namespace) -> int:
+    if args.output and args.output.lower().endswith(".json"):
+        raise _UsageError(f"{args.output}: COCO results hold captions, not tags; use .jsonl")
+    return _run(args, captions=False, tags=True)
+
+
+def _run(args: argparse.Namespace, **what: Any) -> int:
+    from tqdm import tqdm
+
+    from captioner.folder import describe_folder
+
+    photographs = _find(args.paths)
+    _check_output(args, photographs)
+    if not photographs:
+        print(f"captioner: no photographs in {', '.join(args.paths)}", file=sys.stderr)
+        return 0
+    captioner = _load(args)
+    errors = 0
+    # On a terminal the records themselves show how far the run is.
+    hidden = True if args.output is None and sys.stdout.isatty() else None
+    with (
+        _writer(args) as writer,
+        tqdm(total=len(photographs), unit="photo", disable=hidden) as bar,
+    ):
+        for record in describe_folder(
+            captioner,
+            photographs,
+            batch_size=args.batch_size,
+            workers=args.workers,
+            progress=bar.update,
+            **what,
+        ):
+            writer.write(record)
+            errors += "error" in record
+    if errors:
+        print(f"captioner: {errors} of {len(photographs)} could not be read", file=sys.stderr)
+    return 1 if errors else 0
+
+
+def _find(given: Sequence[str]) -> list[Found]:
+    from captioner.folder import find_photographs
+
+    paths: list[str] = []
+    for path in given:
+        if path == "-":
+            lines = os.fsdecode(sys.stdin.buffer.read()).split("\n")
+            paths += [line for line in lines if line]
+        else:
+            paths.append(path)
+    missing = [path for path in paths if not os.path.lexists(path)]
+    if paths and len(missing) == len(paths):
+        raise _UsageError(f"no such file or folder: {', '.join(map(repr, missing[:5]))}")
+    return list(find_photographs(paths))
+
+
+def _check_output(args: argparse.Namespace, photographs: Sequence[Found]) -> None:
+    from captioner.folder import coco_image_id
+
+    if args.output is None:
+        return
+    ending = os.path.splitext(args.output)[1].lower()
+    if ending not in {".jsonl", ".json"}:
+        raise _UsageError(f"--output {args.output}: the name must end in .jsonl or .json")
+    if os.path.lexists(args.output) and not args.overwrite:
+        raise _UsageError(f"--output {args.output} exists; --overwrite replaces it")
+    folder = os.path.dirname(args.output) or "."
+    if not os.path.isdir(folder):
+        raise _UsageError(f"--output {args.output}: there is no folder {folder}")
+    if ending == ".json":
+        for found in photographs:
+            if coco_image_id(found.path) is None:
+                raise _UsageError(f"{found.path}: its name ends in no number to be a COCO image id")
+
+
+@contextmanager
+def _writer(args: argparse.Namespace) -> Iterator[Writer]:
+    from captioner.folder import CocoWriter, JsonLinesWriter, TerminalWriter
+
+    if args.output is not None:
+        try:
+            with open(args.output, "wb") as file:
+                coco = args.output.lower().endswith(".json")
+                yield CocoWriter(file) if coco else JsonLinesWriter(file)
+        except OSError as error:
+            raise _UsageError(f"--output {args.output}: {error.strerror}") from error
+    elif sys.stdout.isatty():
+        yield TerminalWriter(sys.stdout)
+    else:
+        yield JsonLinesWriter(sys.stdout.buffer)
+
+
+def _load(args: argparse.Namespace) -> Captioner:
+    from captioner.checkpoint import CheckpointError
+    from captioner.inference import Captioner
+
+    try:
+        return Captioner.load(args.model, device=args.device, precision=args.precision)
+    except CheckpointError as error:
+        raise _UsageError(str(error)) from error
+
+
+def _info(args: argparse.Namespace) -> int:
+    from captioner.inference import default_path
+
+    captioner = _load(args)
+    path = args.model or default_path()
+    checkpoint = captioner.checkpoint
+    config = checkpoint.config
+    parameters = sum(p.numel() for p in checkpoint.model.parameters())
+    rows = {
+        "model": "embedded default" if args.model is None else args.model,
+        "size": f"{os.path.getsize(path):,} bytes, {parameters:,} parameters",
+        "encoder": f"{config.encoder.name}, {config.preprocessing.size} pixels, "
+        f"{config.preprocessing.fit}",
+        "words": f"{len(checkpoint.vocabulary):,}",
+        "tags": f"{len(checkpoint.tags.vocabulary):,}",
+        "device": str(captioner.device),
+        "precision": str(captioner.precision).removeprefix("torch."),
+        **{key: str(value) for key, value in checkpoint.provenance.items()},
+    }
+    for key, value in rows.items():
+        print(f"{key:<11} {value}")
+    return 0

@@ -1,0 +1,266 @@
+"""Everything that can be set: typed, with defaults and ranges; training runs read it from TOML.
+
+Nothing here imports more than the standard library, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import tomllib
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "DecoderConfig",
+    "EncoderConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "Preprocessing",
+    "SearchOptions",
+    "TrainingConfig",
+    "from_dict",
+    "load_config",
+    "to_dict",
+]
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """An unknown key, a wrong type or a value out of range; the message names the key."""
+
+
+def _ranged(default: Any, low: float, high: float, help: str = "") -> Any:
+    return field(default=default, metadata={"low": low, "high": high, "help": help})
+
+
+class _Ranged:
+    """A dataclass whose fields made by ``_ranged`` are checked."""
+
+    def __post_init__(self) -> None:
+        for option in fields(self):  # type: ignore[arg-type]
+            if "low" not in option.metadata:
+                continue
+            value, low, high = (
+                getattr(self, option.name),
+                *map(option.metadata.get, ("low", "high")),
+            )
+            if not low <= value <= high:
+                raise ConfigError(f"{option.name} is {value}; it takes {low} to {high}")
+
+
+@dataclass(frozen=True)
+class SearchOptions(_Ranged):
+    """What a person may say about a search; the command line's flags are made from it.
+
+    A value out of range is a ``ConfigError`` that names the range.
+    """
+
+    beam_size: int = _ranged(3, 1, 100, "hypotheses kept at each step (1 is greedy search)")
+    num_captions: int = _ranged(1, 1, 100, "captions for each photograph, at most the beam size")
+    length_penalty: float = _ranged(
+        0.0, 0.0, 4.0, "power of (words + 1) that a log-probability is divided by; 1 is the average"
+    )
+    max_words: int = _ranged(20, 1, 200, "longest caption, in words")
+
+    def __post_init__(self) -> None:
+        """Check every range, and that the beam can hold the captions."""
+        super().__post_init__()
+        if self.num_captions > self.beam_size:
+            raise ConfigError(
+                f"num_captions is {self.num_captions}; it takes at most beam_size, {self.beam_size}"
+            )
+
+
+@dataclass(frozen=True)
+class Preprocessing(_Ranged):
+    """How a photograph becomes pixels; saved in the checkpoint, the same for every use.
+
+    ``squash`` scales the whole photograph to ``size`` x ``size`` pixels, whatever its shape;
+    ``crop`` scales its shorter side to ``size`` and keeps the middle. ``mean`` and ``std`` are of
+    the channels R, G, B in 0…1.
+    """
+
+    size: int = _ranged(224, 32, 2048)
+    fit: Literal["squash", "crop"] = "squash"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class DataConfig(_Ranged):
+    """Where the photographs and captions are, and which words are kept.
+
+    ``captions`` may be COCO, Karpathy, JSONL or Flickr8k's ``token.txt``; ``split`` as in
+    :func:`captioner.readers.read`. The ``val_…`` fields default to the training ones.
+    """
+
+    images: str = ""
+    captions: str = ""
+    instances: str = ""
+    split: str = ""
+    val_images: str = ""
+    val_captions: str = ""
+    val_instances: str = ""
+    val_split: str = ""
+    vocabulary_size: int = _ranged(10_000, 5, 1000000)
+    min_count: int = _ranged(3, 1, 1000000)
+    tag_size: int = _ranged(1_000, 1, 1000000)
+    tag_min_count: int = _ranged(10, 1, 1000000)
+    max_words: int = _ranged(18, 1, 200)
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The backbone: a torchvision name, and its weights.
+
+    ``weights`` is "imagenet" (torchvision's download), "default" (the encoder of the embedded
+    model), "random", or a file of torchvision's state dict.
+    """
+
+    name: str = "mobilenet_v2"
+    weights: str = "imagenet"
+
+
+@dataclass(frozen=True)
+class DecoderConfig(_Ranged):
+    """Sizes of one decoder: embedding E, hidden H, attention A; ``dropout`` in 0…1.
+
+    ``attention = false`` is Show and Tell's plain form, ``tied`` shares the embedding with the
+    output.
+    """
+
+    embedding: int = _ranged(512, 1, 8192)
+    hidden: int = _ranged(512, 1, 8192)
+    attention: bool = True
+    attention_width: int = _ranged(256, 1, 8192)
+    tied: bool = True
+    dropout: float = _ranged(0.5, 0.0, 0.95)
+
+
+@dataclass(frozen=True)
+class ModelConfig(_Ranged):
+    """The grid width D that both decoders see, and the two decoders."""
+
+    grid_width: int = _ranged(512, 1, 8192)
+    caption: DecoderConfig = DecoderConfig()
+    tags: DecoderConfig = DecoderConfig(embedding=256, hidden=256, attention_width=128)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig(_Ranged):
+    """AdamW; learning rates rise over ``warmup_steps``, then fall to 0 as a cosine.
+
+    ``clip_norm`` bounds the gradient's norm at each step.
+    """
+
+    lr: float = _ranged(1e-3, 0.0, 1.0)
+    encoder_lr: float = _ranged(1e-4, 0.0, 1.0)
+    weight_decay: float = _ranged(1e-4, 0.0, 1.0)
+    clip_norm: float = _ranged(5.0, 1e-06, 1000000.0)
+    warmup_steps: int = _ranged(100, 0, 10000000)
+
+
+@dataclass(frozen=True)
+class TrainingConfig(_Ranged):
+    """Epochs and batches; the encoder stays frozen for the first ``frozen_epochs``.
+
+    While it is frozen its features are computed once and kept. ``batch_size`` counts
+    photographs, each with all its captions. ``augment`` mirrors and crops photographs once the
+    encoder learns. ``precision`` is that of the forward pass.
+    """
+
+    epochs: int = _ranged(14, 1, 100000)
+    frozen_epochs: int = _ranged(8, 0, 100000)
+    batch_size: int = _ranged(32, 1, 100000)
+    label_smoothing: float = _ranged(0.1, 0.0, 0.9)
+    tag_weight: float = _ranged(0.5, 0.0, 100.0)
+    augment: bool = True
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    seed: int = 0
+    save_every: int = _ranged(100, 1, 10000000)
+    beam_size: int = _ranged(3, 1, 100)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run depends on."""
+
+    data: DataConfig = DataConfig()
+    preprocessing: Preprocessing = Preprocessing()
+    encoder: EncoderConfig = EncoderConfig()
+    model: ModelConfig = ModelConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return a config dataclass as plain dicts, lists and values."""
+    return asdict(config)
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
+    """Build a config dataclass; ``ConfigError`` names an unknown key or a wrong type."""
+    hints = typing.get_type_hints(cls)
+    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"unknown key {where + key!r}; known here: {', '.join(known)}")
+    return cls(**{k: _convert(hints[k], v, where + k) for k, v in values.items()})
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    if is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where!r} is a table of keys, not {value!r}")
+        return from_dict(hint, value, f"{where}.")  # type: ignore[arg-type]
+    if typing.get_origin(hint) is Literal:
+        if value not in typing.get_args(hint):
+            allowed = ", ".join(map(repr, typing.get_args(hint)))
+            raise ConfigError(f"{where!r} is {value!r}; it takes {allowed}")
+        return value
+    if typing.get_origin(hint) is tuple:
+        inner = typing.get_args(hint)
+        if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != len(inner):
+            raise ConfigError(f"{where!r} is {value!r}; it takes {len(inner)} values")
+        return tuple(_convert(h, v, where) for h, v in zip(inner, value, strict=True))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not hint:
+        raise ConfigError(f"{where!r} is {value!r}; it takes a value of type {hint.__name__}")
+    return value
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a TOML config; each override is ``section.key=value`` as on the command line.
+
+    The value of an override is TOML where it parses as TOML, otherwise a string. Raises
+    ``ConfigError`` for a file that is not TOML, an unknown key or a wrong type.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as TOML: {error}") from error
+    for override in overrides:
+        _override(values, override)
+    return from_dict(Config, values)
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set takes section.key=value, not {override!r}")
+    *sections, name = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"unknown key {key!r}: {section!r} is not a section")
+    try:
+        values[name] = tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        values[name] = text

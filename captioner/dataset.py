@@ -1,0 +1,179 @@
+"""Examples to batches."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from captioner.config import Preprocessing
+from captioner.images import UnreadableError, augment, open_rgb, prepare, read_pixels
+from captioner.readers import Example
+from captioner.tags import TagSet
+from captioner.tokenizer import tokenize
+from captioner.vocabulary import BOS, PAD, Vocabulary
+
+__all__ = ["Batch", "CaptionDataset", "Features", "PixelBatch", "batches", "pixel_batches"]
+
+_MIRRORED = {"left": "right", "right": "left"}
+
+
+class Batch(NamedTuple):
+    """B photographs with K captions each; R = B·K, rows of one photograph together."""
+
+    images: Tensor
+    """Pixels ``(B, 3, h, w)``, uint8, or features ``(B, N, width)``."""
+    words: Tensor
+    """``(R, L)``: BOS, the words, EOS, then PAD; a photograph with fewer captions has PAD rows."""
+    tags: Tensor
+    """``(B, L)``: BOS, the tags, EOS, then PAD."""
+    unreadable: dict[str, str]
+    """Photographs that were left out, and why."""
+
+
+class PixelBatch(NamedTuple):
+    """Photographs alone: the places in the list of those that could be read, and of the rest."""
+
+    places: list[int]
+    pixels: Tensor
+    """``(B, 3, h, w)``, uint8"""
+    unreadable: dict[int, str]
+
+
+class Features(NamedTuple):
+    """An encoder's features of a list of photographs."""
+
+    rows: np.ndarray
+    """``(photographs, N, width)``, float16"""
+    unreadable: dict[int, str]
+    """Why a photograph has no features, by its place."""
+
+
+class _Item(NamedTuple):
+    image: np.ndarray
+    captions: list[list[int]]
+    tags: list[int]
+
+
+class CaptionDataset(Dataset["_Item | tuple[str, str]"]):
+    """Examples with their captions and tags as ids.
+
+    Images are pixels, or rows of ``features`` where those are set. ``augmentation`` is the seed
+    of random views of the photographs, or ``None``.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        vocabulary: Vocabulary,
+        tags: TagSet,
+        preprocessing: Preprocessing,
+        max_words: int,
+    ) -> None:
+        """Split the captions, cut after ``max_words`` words, and look up their ids."""
+        self.paths = [str(example.image) for example in examples]
+        words = [[tokenize(caption) for caption in e.captions] for e in examples]
+        # A caption that is cut has no EOS, or the decoder would learn to end in the middle.
+        limit = max_words + 1
+        self._captions = [[vocabulary.encode(w)[:limit] for w in captions] for captions in words]
+        self._mirrored = [
+            [vocabulary.encode([_MIRRORED.get(v, v) for v in w])[:limit] for w in captions]
+            for captions in words
+        ]
+        self._tags = [tags.vocabulary.encode(tags.of(example)) for example in examples]
+        self._preprocessing = preprocessing
+        self.features: Features | None = None
+        self.augmentation: str | None = None
+
+    def __len__(self) -> int:
+        """Return the number of photographs."""
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> _Item | tuple[str, str]:
+        """Return one photograph's image and ids, or its path and why it cannot be read."""
+        captions, tags = self._captions[index], self._tags[index]
+        if self.features is not None:
+            if index in self.features.unreadable:
+                return self.paths[index], self.features.unreadable[index]
+            return _Item(self.features.rows[index], captions, tags)
+        try:
+            image = open_rgb(self.paths[index])
+        except UnreadableError as error:
+            return self.paths[index], str(error)
+        if self.augmentation is not None:
+            # Seeded by the photograph's place, so that neither workers nor a resume change it.
+            image, mirrored = augment(image, random.Random(f"{self.augmentation}/{index}"))
+            captions = self._mirrored[index] if mirrored else captions
+        return _Item(prepare(image, self._preprocessing), captions, tags)
+
+
+class _Pixels(Dataset["tuple[int, np.ndarray | str]"]):
+    def __init__(self, paths: Sequence[str], preprocessing: Preprocessing) -> None:
+        self._paths, self._preprocessing = paths, preprocessing
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> tuple[int, np.ndarray | str]:
+        try:
+            return index, read_pixels(self._paths[index], self._preprocessing)
+        except UnreadableError as error:
+            return index, str(error)
+
+
+def pixel_batches(
+    paths: Sequence[str], preprocessing: Preprocessing, batch_size: int, workers: int
+) -> Iterator[PixelBatch]:
+    """Yield the photographs in order, ``batch_size`` at a time."""
+    dataset = _Pixels(paths, preprocessing)
+    return iter(DataLoader(dataset, batch_size, num_workers=workers, collate_fn=_collate_pixels))
+
+
+def _collate_pixels(items: Sequence[tuple[int, np.ndarray | str]]) -> PixelBatch:
+    read = [(place, image) for place, image in items if isinstance(image, np.ndarray)]
+    unreadable = {place: image for place, image in items if isinstance(image, str)}
+    pixels = np.stack([image for _, image in read]) if read else np.empty((0, 3, 1, 1), np.uint8)
+    return PixelBatch([place for place, _ in read], torch.from_numpy(pixels), unreadable)
+
+
+def batches(
+    dataset: CaptionDataset, batch_size: int, seed: int, epoch: int, skip: int, workers: int
+) -> Iterator[Batch]:
+    """Return the batches of one epoch after the first ``skip``.
+
+    The order is a function of ``seed`` and ``epoch`` alone, so that a resumed run sees what an
+    undisturbed one would.
+    """
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(len(dataset), generator=generator).tolist()
+    chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    return iter(
+        DataLoader(dataset, batch_sampler=chunks[skip:], num_workers=workers, collate_fn=_collate)
+    )
+
+
+def _collate(items: Sequence[_Item | tuple[str, str]]) -> Batch:
+    kept = [item for item in items if isinstance(item, _Item)]
+    unreadable = dict(item for item in items if not isinstance(item, _Item))
+    most = max((len(item.captions) for item in kept), default=0)
+    rows = [tokens for item in kept for tokens in _filled(item.captions, most)]
+    images = np.stack([item.image for item in kept]) if kept else np.empty((0, 3, 1, 1), np.uint8)
+    tags = [item.tags for item in kept]
+    return Batch(torch.from_numpy(images), _padded(rows), _padded(tags), unreadable)
+
+
+def _filled(captions: list[list[int]], most: int) -> list[list[int]]:
+    return captions + [[]] * (most - len(captions))
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
+    tokens = torch.full((len(rows), 1 + max(map(len, rows), default=0)), PAD)
+    for row, ids in zip(tokens, rows, strict=True):
+        row[0] = BOS
+        row[1 : 1 + len(ids)] = torch.tensor(ids, dtype=torch.long)
+    return tokens

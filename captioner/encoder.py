@@ -1,0 +1,125 @@
+"""The image encoder: a torchvision backbone up to its last spatial grid."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captioner.config import ConfigError, EncoderConfig, Preprocessing
+
+__all__ = ["Encoder", "load_backbone_weights"]
+
+# Where a torchvision classifier stops being a spatial grid.
+_HEADS = frozenset({"avgpool", "flatten", "classifier", "fc", "head", "heads"})
+
+
+def _build_backbone(name: str) -> nn.Sequential:
+    from torchvision import models
+
+    if name not in models.list_models(module=models):
+        raise ConfigError(f"torchvision has no classification model {name!r}")
+    # These two would otherwise carry auxiliary classifiers between the grid and the pooling.
+    auxiliary = name in {"googlenet", "inception_v3"}
+    whole = models.get_model(name, **({"aux_logits": False} if auxiliary else {}))
+    children: OrderedDict[str, nn.Module] = OrderedDict()
+    for child_name, child in whole.named_children():
+        if child_name in _HEADS:
+            break
+        children[child_name] = child
+    if isinstance(whole, models.DenseNet):
+        children["relu"] = nn.ReLU()  # torchvision applies it in forward, outside of any module
+    return nn.Sequential(children)
+
+
+class Encoder(nn.Module):
+    """Pixels to a grid: ``(B, 3, h, w)`` uint8 to ``(B, N, width)``.
+
+    Any torchvision classification model that is a chain of modules up to its pooling. BatchNorm
+    statistics never change; when frozen, nothing does, also after ``.train()``.
+    """
+
+    def __init__(self, name: str, preprocessing: Preprocessing) -> None:
+        """Build the backbone at random weights; ``ConfigError`` if it yields no spatial grid."""
+        super().__init__()
+        self.name, self.preprocessing, self.frozen = name, preprocessing, False
+        self.backbone = _build_backbone(name).eval()
+        try:
+            with torch.no_grad():
+                grid = self.backbone(torch.zeros(1, 3, 96, 96))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise ConfigError(f"{name!r} yields no spatial grid: {error}") from error
+        if grid.ndim != 4:
+            raise ConfigError(f"{name!r} yields no spatial grid, but {tuple(grid.shape)}")
+        self.width = int(grid.shape[1])
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Normalise the pixels and return the grid, cells in reading order."""
+        dtype = next(self.backbone.parameters()).dtype
+        mean = torch.tensor(self.preprocessing.mean, device=pixels.device)[:, None, None]
+        std = torch.tensor(self.preprocessing.std, device=pixels.device)[:, None, None]
+        normalised = ((pixels.float() / 255.0 - mean) / std).to(dtype)
+        # More than five times the speed of the planar layout on CPUs, for depthwise convolutions.
+        grid = self.backbone(normalised.contiguous(memory_format=torch.channels_last))
+        return torch.as_tensor(grid).flatten(2).transpose(1, 2)
+
+    def freeze(self, frozen: bool) -> None:
+        """Stop (or let go on) the learning of every weight of the encoder."""
+        self.frozen = frozen
+        self.requires_grad_(not frozen)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Encoder:
+        """Set the mode; BatchNorm stays in eval mode, and so does all of a frozen encoder."""
+        super().train(mode and not self.frozen)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        self.training = mode
+        return self
+
+
+def load_backbone_weights(encoder: Encoder, config: EncoderConfig) -> None:
+    """Load weights as ``config.weights`` says: "random", "imagenet" or a file.
+
+    Keys that the grid does not need (the classifier's) are passed over; a missing key or another
+    shape is a ``ConfigError``. A ``.pth`` file is read without unpickling code.
+    """
+    if config.weights == "random":
+        return
+    if config.weights == "imagenet":
+        from torchvision import models
+
+        state: Mapping[str, Any] = models.get_model_weights(config.name).DEFAULT.get_state_dict()
+    else:
+        state = _read_state(Path(config.weights))
+    needed = encoder.backbone.state_dict()
+    missing = sorted(needed.keys() - state.keys())
+    if missing:
+        raise ConfigError(f"{config.weights}: no weights for {missing[0]!r} of {config.name}")
+    for key, tensor in needed.items():
+        if state[key].shape != tensor.shape:
+            shapes = f"{tuple(state[key].shape)}, not {tuple(tensor.shape)}"
+            raise ConfigError(f"{config.weights}: {key!r} of {config.name} has shape {shapes}")
+    encoder.backbone.load_state_dict({key: state[key] for key in needed})
+
+
+def _read_state(path: Path) -> Mapping[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as encoder weights: {error}") from error
+    except Exception as error:  # torch.load raises pickle's errors, and EOFError, and more
+        raise ConfigError(f"{path}: refused as encoder weights: {error}") from error
+    if not isinstance(state, Mapping):
+        raise ConfigError(f"{path}: holds no state dict, but a {type(state).__name__}")
+    return state

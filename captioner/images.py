@@ -1,0 +1,111 @@
+"""Photographs to plain RGB pixels of the size the encoder takes. No torch here."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from random import Random
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from captioner.config import Preprocessing
+
+__all__ = ["ImageError", "UnreadableError", "augment", "open_rgb", "prepare", "read_pixels"]
+
+Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
+
+class UnreadableError(ValueError):
+    """A file that is not a readable photograph; the message says what is wrong with it."""
+
+
+class ImageError(ValueError):
+    """An image in a list that cannot be read: ``index`` in the list, ``path`` if it has one."""
+
+    def __init__(self, reason: str, index: int, path: str | None) -> None:
+        """Name the image and the reason."""
+        super().__init__(f"image {index}{'' if path is None else f' ({path})'}: {reason}")
+        self.reason, self.index, self.path = reason, index, path
+
+
+def open_rgb(path: Path) -> Image.Image:
+    """Open a photograph as RGB: upright by its EXIF orientation, transparency on white.
+
+    An animation gives its first frame. Raises ``UnreadableError`` for anything that cannot be
+    read to its end as a picture.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Pillow only warns of a decompression bomb up to twice its limit of pixels.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+            with Image.open(os.fsdecode(path)) as image:
+                image.load()
+                return to_rgb(image)
+    except FileNotFoundError:
+        raise UnreadableError("no such file") from None
+    except IsADirectoryError:
+        raise UnreadableError("a folder, not a photograph") from None
+    except UnidentifiedImageError:
+        raise UnreadableError(_why_unidentified(path)) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UnreadableError(f"too large to open safely: {error}") from None
+    except OSError as error:
+        raise UnreadableError(error.strerror or str(error)) from None
+    except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
+        raise UnreadableError(f"damaged: {type(error).__name__}: {error}") from None
+
+
+def _why_unidentified(path: Path) -> str:
+    empty = os.stat(path).st_size == 0
+    return "an empty file (0 bytes)" if empty else "not a picture that Pillow can read"
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return any Pillow image as upright RGB, transparency composited on white."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        # 16-bit grey; Pillow's own conversion would clip instead of scale.
+        wide = np.asarray(image).astype(np.float64)
+        scale = 255.0 / 65535.0 if wide.max(initial=0.0) > 255.0 else 1.0
+        image = Image.fromarray((wide.clip(0.0) * scale).clip(0.0, 255.0).astype(np.uint8))
+    if image.mode in {"LA", "La", "RGBa", "PA"} or "transparency" in image.info:
+        image = image.convert("RGBA")
+    if image.mode == "RGBA":
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def prepare(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
+    """Scale an RGB image to pixels ``(3, h, w)``, uint8, with h = w = ``preprocessing.size``."""
+    size = preprocessing.size
+    if preprocessing.fit == "crop":
+        fitted = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    else:
+        fitted = image.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    return np.ascontiguousarray(np.asarray(fitted).transpose(2, 0, 1))
+
+
+def read_pixels(path: Path, preprocessing: Preprocessing) -> np.ndarray:
+    """Open and scale a photograph: pixels ``(3, h, w)``, uint8; raises ``UnreadableError``."""
+    return prepare(open_rgb(path), preprocessing)
+
+
+def augment(image: Image.Image, random: Random) -> tuple[Image.Image, bool]:
+    """Return a random view of an RGB image, and whether it is mirrored.
+
+    The view is a box of 80 to 100 % of each side; half of them are mirrored.
+    """
+    width, height = (random.uniform(0.8, 1.0) * side for side in image.size)
+    left = random.uniform(0.0, image.width - width)
+    top = random.uniform(0.0, image.height - height)
+    view = image.transform(
+        (max(round(width), 1), max(round(height), 1)),
+        Image.Transform.EXTENT,
+        (left, top, left + width, top + height),
+        Image.Resampling.BILINEAR,
+    )
+    mirrored = random.random() < 0.5
+    return (ImageOps.mirror(view) if mirrored else view), mirrored

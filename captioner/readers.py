@@ -1,0 +1,263 @@
+"""Annotation files to examples: COCO, Karpathy's splits, Flickr8k and JSONL."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+__all__ = [
+    "DataError",
+    "Example",
+    "drop_junk",
+    "drop_missing",
+    "is_junk",
+    "read",
+    "read_coco",
+    "read_flickr8k",
+    "read_jsonl",
+    "read_karpathy",
+]
+
+# What annotators wrote when the photograph did not load, or when they had nothing to say.
+_JUNK_PHRASES = re.compile(
+    r"\b(broken image|image not (?:found|available|loading)|no image|not? photo|"
+    r"(?:photo|picture|image) (?:is )?(?:unavailable|missing)|does not load|did not load|"
+    r"cannot see (?:the )?(?:image|picture|photo)|unable to see)\b",
+    re.IGNORECASE,
+)
+
+
+class DataError(ValueError):
+    """An annotation file that cannot be used; the message names the file and the entry."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One photograph with its captions, as its annotation file has it.
+
+    ``tags`` is ``None`` where the data names no objects; tags then come from the captions.
+    """
+
+    image: Path
+    captions: tuple[str, ...]
+    tags: tuple[str, ...] | None = None
+    image_id: int | None = None
+
+
+def is_junk(caption: str) -> bool:
+    """Whether a caption says nothing: at most two words, or a phrase such as "broken image"."""
+    return len(re.findall(r"\w+", caption)) <= 2 or _JUNK_PHRASES.search(caption) is not None
+
+
+def drop_junk(examples: Iterable[Example]) -> tuple[list[Example], int]:
+    """Return the examples without their junk captions, and how many captions were dropped.
+
+    An example that has no caption left is dropped with them.
+    """
+    kept: list[Example] = []
+    dropped = 0
+    for example in examples:
+        captions = tuple(c for c in example.captions if not is_junk(c))
+        dropped += len(example.captions) - len(captions)
+        if captions:
+            kept.append(replace(example, captions=captions))
+    return kept, dropped
+
+
+def drop_missing(examples: Iterable[Example]) -> tuple[list[Example], list[Path]]:
+    """Return the examples whose photograph is there, and the paths of those that are not."""
+    kept: list[Example] = []
+    missing: list[Path] = []
+    for example in examples:
+        if example.image.is_file():
+            kept.append(example)
+        else:
+            missing.append(example.image)
+    return kept, missing
+
+
+def _load_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON: {error}") from error
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as text: {error}") from error
+    return [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+
+
+def _inside(folder: Path, name: object, where: str) -> Path:
+    if not isinstance(name, str) or not name:
+        raise DataError(f"{where}: expected the name of a photograph, found {name!r}")
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise DataError(f"{where}: {name!r} leaves the image folder")
+    return folder / name
+
+
+def _entries(data: Any, key: str, path: Path) -> list[dict[str, Any]]:
+    entries = data.get(key) if isinstance(data, dict) else None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise DataError(f"{path}: expected an object with a list {key!r} of objects")
+    return entries
+
+
+def _field(entry: Mapping[str, Any], key: str, kind: type | tuple[type, ...], where: str) -> Any:
+    value = entry.get(key)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise DataError(f"{where}: {key!r} is {value!r}")
+    return value
+
+
+def read_coco(captions: Path, images: Path, instances: Path | None = None) -> list[Example]:
+    """Read a COCO captions file and, for the tags, a COCO instances file of the same photographs.
+
+    Tags are category names, the one that covers most of the photograph first.
+    Source: Lin et al., "Microsoft COCO" (2014), https://cocodataset.org/#format-data.
+    Raises ``DataError`` for a file that is not of that form or an annotation of an unknown image.
+    """
+    data = _load_json(captions)
+    paths: dict[int, Path] = {}
+    for index, image in enumerate(_entries(data, "images", captions)):
+        where = f"{captions}: images[{index}]"
+        image_id = _field(image, "id", int, where)
+        if image_id in paths:
+            raise DataError(f"{where}: the image id {image_id} stands twice")
+        paths[image_id] = _inside(images, image.get("file_name"), where)
+    texts: dict[int, list[str]] = defaultdict(list)
+    for index, annotation in enumerate(_entries(data, "annotations", captions)):
+        where = f"{captions}: annotations[{index}]"
+        image_id = _field(annotation, "image_id", int, where)
+        if image_id not in paths:
+            raise DataError(f"{where}: no image has the id {image_id}")
+        texts[image_id].append(_field(annotation, "caption", str, where))
+    tags = None if instances is None else _coco_tags(instances)
+    return [
+        Example(path, tuple(texts[i]), None if tags is None else tags.get(i, ()), i)
+        for i, path in paths.items()
+        if i in texts
+    ]
+
+
+def _coco_tags(path: Path) -> dict[int, tuple[str, ...]]:
+    data = _load_json(path)
+    names: dict[int, str] = {}
+    for index, category in enumerate(_entries(data, "categories", path)):
+        where = f"{path}: categories[{index}]"
+        names[_field(category, "id", int, where)] = _field(category, "name", str, where)
+    areas: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for index, annotation in enumerate(_entries(data, "annotations", path)):
+        where = f"{path}: annotations[{index}]"
+        category_id = _field(annotation, "category_id", int, where)
+        if category_id not in names:
+            raise DataError(f"{where}: no category has the id {category_id}")
+        image_id = _field(annotation, "image_id", int, where)
+        areas[image_id][names[category_id]] += float(annotation.get("area", 0.0))
+    return {
+        image_id: tuple(sorted(counts, key=lambda name: (-counts[name], name)))
+        for image_id, counts in areas.items()
+    }
+
+
+def read_flickr8k(captions: Path, images: Path, split: Path | None = None) -> list[Example]:
+    """Read Flickr8k's ``token.txt`` (``NAME.jpg#0<TAB>caption``) for the names on a split list.
+
+    Source: Hodosh, Young and Hockenmaier, JAIR 47 (2013). Raises ``DataError`` for a line of
+    another form, or a name on the split list that has no caption.
+    """
+    texts: dict[str, list[str]] = defaultdict(list)
+    for number, line in _lines(captions):
+        key, tab, caption = line.partition("\t")
+        name, hash_sign, _ = key.rpartition("#")
+        if not tab or not hash_sign:
+            raise DataError(f"{captions}:{number}: expected NAME#N<TAB>caption, found {line!r}")
+        texts[name].append(caption.strip())
+    names = list(texts) if split is None else [line.strip() for _, line in _lines(split)]
+    for name in names:
+        if name not in texts:
+            raise DataError(f"{split}: {name!r} has no caption in {captions}")
+    return [Example(_inside(images, name, str(captions)), tuple(texts[name])) for name in names]
+
+
+def read_karpathy(captions: Path, images: Path, splits: Sequence[str]) -> list[Example]:
+    """Read the photographs of the named splits ("train", "restval", "val", "test").
+
+    Source: Karpathy and Fei-Fei, "Deep Visual-Semantic Alignments" (2015), ``dataset_*.json``.
+    Raises ``DataError`` for a file of another form, or when no photograph is in those splits.
+    """
+    examples: list[Example] = []
+    for index, image in enumerate(_entries(_load_json(captions), "images", captions)):
+        where = f"{captions}: images[{index}]"
+        if _field(image, "split", str, where) not in splits:
+            continue
+        name = f"{image.get('filepath', '')}/{_field(image, 'filename', str, where)}".lstrip("/")
+        sentences = _entries(image, "sentences", captions)
+        texts = tuple(_field(sentence, "raw", str, where) for sentence in sentences)
+        path = _inside(images, name, where)
+        examples.append(Example(path, texts, image_id=image.get("cocoid", image.get("imgid"))))
+    if not examples:
+        raise DataError(f"{captions}: no photograph is in the split {'+'.join(splits)!r}")
+    return examples
+
+
+def read_jsonl(captions: Path, images: Path) -> list[Example]:
+    """Read one ``{"image": …, "captions": […], "tags": […]}`` a line; ``tags`` may be missing.
+
+    Raises ``DataError`` that names the line that is not of that form.
+    """
+    examples: list[Example] = []
+    for number, line in _lines(captions):
+        where = f"{captions}:{number}"
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{where}: not JSON: {error}") from error
+        if not isinstance(entry, dict):
+            raise DataError(f"{where}: expected an object, found {line!r}")
+        tags = entry.get("tags")
+        examples.append(
+            Example(
+                _inside(images, entry.get("image"), where),
+                _strings(entry.get("captions"), f"{where}: 'captions'"),
+                None if tags is None else _strings(tags, f"{where}: 'tags'"),
+            )
+        )
+    return examples
+
+
+def _strings(values: object, where: str) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise DataError(f"{where}: expected a list of strings, found {values!r}")
+    return tuple(values)
+
+
+def read(
+    captions: Path, images: Path, split: str = "", instances: Path | None = None
+) -> list[Example]:
+    """Read a data set by its form: Flickr8k (``.txt``), JSONL (``.jsonl``), Karpathy or COCO JSON.
+
+    ``split`` is a file of names for Flickr8k, split names joined by "+" for Karpathy's JSON, and
+    empty for the others. Raises ``DataError`` when the file, or what it holds, cannot be used.
+    """
+    if not images.is_dir():
+        raise DataError(f"{images}: the image folder is not there")
+    if captions.suffix == ".txt":
+        examples = read_flickr8k(captions, images, Path(split) if split else None)
+    elif captions.suffix == ".jsonl":
+        examples = read_jsonl(captions, images)
+    elif split:
+        examples = read_karpathy(captions, images, split.split("+"))
+    else:
+        examples = read_coco(captions, images, instances)
+    if not examples:
+        raise DataError(f"{captions}: no photograph has a caption")
+    return examples

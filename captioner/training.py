@@ -1,0 +1,346 @@
+"""Teacher forcing, first on kept features of a frozen encoder, then end to end."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from tqdm import tqdm
+
+from captioner import readers
+from captioner.checkpoint import Checkpoint, build_model, save_checkpoint, write_tensors
+from captioner.config import Config, ConfigError, OptimizerConfig, SearchOptions, to_dict
+from captioner.dataset import Batch, CaptionDataset, Features, batches
+from captioner.encoder import load_backbone_weights
+from captioner.evaluation import Evaluation, evaluate, feature_grids, pixel_grids
+from captioner.features import encode_features
+from captioner.losses import sequence_loss
+from captioner.model import CaptionModel
+from captioner.readers import Example
+from captioner.tags import TagSet
+from captioner.tokenizer import tokenize
+from captioner.vocabulary import Vocabulary
+
+__all__ = ["Data", "Trainer", "fit", "learning_rate_factor", "read_data"]
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Data:
+    """The two splits of a run, without junk captions and missing photographs."""
+
+    train: list[Example]
+    val: list[Example]
+    notes: list[str]
+
+
+def read_data(config: Config) -> Data:
+    """Read both splits of a config.
+
+    ``notes`` says what was dropped. Raises ``readers.DataError`` when a split cannot be used,
+    ``ConfigError`` when the config does not say where it is.
+    """
+    data, notes = config.data, []
+    for key in ("images", "captions"):
+        if not getattr(data, key):
+            raise ConfigError(f"data.{key} is not set; say where with --set data.{key}=…")
+    if not data.val_captions and not data.val_split:
+        raise ConfigError("data.val_captions or data.val_split must say what to validate on")
+    splits = {
+        "train": (data.images, data.captions, data.instances, data.split),
+        "val": (
+            data.val_images or data.images,
+            data.val_captions or data.captions,
+            data.val_instances or data.instances,
+            data.val_split,
+        ),
+    }
+    examples: dict[str, list[Example]] = {}
+    for name, (images, captions, instances, split) in splits.items():
+        found = readers.read(
+            Path(captions), Path(images), split, Path(instances) if instances else None
+        )
+        found, missing = readers.drop_missing(found)
+        notes += [f"{name}: {path} is missing and left out" for path in missing]
+        examples[name], junk = readers.drop_junk(found)
+        notes.append(f"{name}: {len(examples[name])} photographs, {junk} junk captions dropped")
+        if not examples[name]:
+            raise readers.DataError(f"{captions}: no photograph of it is in {images}")
+    return Data(examples["train"], examples["val"], notes)
+
+
+def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
+    """Return the share of the peak learning rate at a step: a linear rise, then a cosine to 0.
+
+    Source: Loshchilov and Hutter, "SGDR" (2017), equation 5, with one period.
+    """
+    rise = min(1.0, (step + 1) / max(warmup, 1))
+    return rise * 0.5 * (1.0 + math.cos(math.pi * min(step / max(steps, 1), 1.0)))
+
+
+def _optimizer(model: CaptionModel, config: OptimizerConfig) -> torch.optim.AdamW:
+    encoder = list(model.encoder.parameters())
+    known = {id(parameter) for parameter in encoder}
+    decoders = [parameter for parameter in model.parameters() if id(parameter) not in known]
+    groups = [
+        {"params": decoders, "lr": config.lr, "peak": config.lr},
+        {"params": encoder, "lr": config.encoder_lr, "peak": config.encoder_lr},
+    ]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=config.weight_decay)
+
+
+@dataclass
+class Progress:
+    """Where a run stands."""
+
+    epoch: int = 0
+    position: int = 0
+    step: int = 0
+    best: float = -1.0
+    loss_sum: float = 0.0
+    seconds: float = 0.0
+
+
+class Trainer:
+    """One run: its model, optimizer and place in the data."""
+
+    def __init__(
+        self, config: Config, data: Data, run: Path, device: torch.device, say: Say
+    ) -> None:
+        """Build the model and, where the run folder holds a cut-off run, continue it."""
+        self.config, self.data, self.run, self.device, self.say = config, data, run, device, say
+        settings = config.training
+        self.precision = precision_of(settings.precision, device)
+        self.workers = max(1, (os.cpu_count() or 1) // 2)
+        torch.manual_seed(settings.seed)
+        captions = (tokenize(c) for e in data.train for c in e.captions)
+        vocabulary = Vocabulary.build(captions, config.data.vocabulary_size, config.data.min_count)
+        tags = TagSet.build(data.train, config.data.tag_size, config.data.tag_min_count)
+        model = build_model(config, vocabulary, tags)
+        load_backbone_weights(model.encoder, config.encoder)
+        self.checkpoint = Checkpoint(model.to(device), config, vocabulary, tags)
+        self.dataset = CaptionDataset(
+            data.train, vocabulary, tags, config.preprocessing, config.data.max_words
+        )
+        self.optimizer = _optimizer(model, config.optimizer)
+        self.progress = Progress()
+        self.steps_per_epoch = math.ceil(len(self.dataset) / settings.batch_size)
+        self._named: set[str] = set()
+
+    @property
+    def model(self) -> CaptionModel:
+        """The model that learns."""
+        return self.checkpoint.model
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the loss of one batch: captions, and ``tag_weight`` times the tags."""
+        settings = self.config.training
+        images = batch.images.to(self.device)
+        words, tags = batch.words.to(self.device), batch.tags.to(self.device)
+        enabled = self.precision != torch.float32
+        with torch.autocast(self.device.type, self.precision, enabled=enabled):
+            pixels = images.dtype == torch.uint8
+            grid = self.model.encode(images) if pixels else self.model.project(images.float())
+            word_logits, _ = self.model.caption_decoder(grid, words[:, :-1])
+            tag_logits, _ = self.model.tag_decoder(grid, tags[:, :-1])
+        return sequence_loss(
+            word_logits, words[:, 1:], settings.label_smoothing
+        ) + settings.tag_weight * sequence_loss(tag_logits, tags[:, 1:])
+
+    def update(self, batch: Batch) -> float:
+        """Do one optimizer step and return the loss."""
+        total = self.steps_per_epoch * self.config.training.epochs
+        factor = learning_rate_factor(self.progress.step, total, self.config.optimizer.warmup_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        loss = self.loss(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
+        self.optimizer.step()
+        return loss.item()
+
+    def epoch(self) -> None:
+        """Train to the end of the present epoch."""
+        settings, progress = self.config.training, self.progress
+        frozen = progress.epoch < settings.frozen_epochs
+        self.model.encoder.freeze(frozen)
+        self.dataset.features = self._features(self.data.train) if frozen else None
+        augmented = settings.augment and not frozen
+        self.dataset.augmentation = f"{settings.seed}/{progress.epoch}" if augmented else None
+        self.model.train()
+        bar = tqdm(
+            total=self.steps_per_epoch,
+            initial=progress.position,
+            desc=f"epoch {progress.epoch + 1}/{settings.epochs}",
+            unit="step",
+            disable=None,
+        )
+        started = time.monotonic()
+        for batch in batches(
+            self.dataset,
+            settings.batch_size,
+            settings.seed,
+            progress.epoch,
+            progress.position,
+            self.workers,
+        ):
+            self._name(batch.unreadable)
+            if len(batch.images):
+                progress.loss_sum += self.update(batch)
+            progress.position += 1
+            progress.step += 1
+            bar.update()
+            bar.set_postfix(loss=f"{progress.loss_sum / progress.position:.3f}")
+            if progress.step % settings.save_every == 0:
+                progress.seconds += time.monotonic() - started
+                started = time.monotonic()
+                self.save()
+        progress.seconds += time.monotonic() - started
+        bar.close()
+
+    def validate(self) -> Evaluation:
+        """Caption and tag the validation split, and calibrate the tags' scores on it."""
+        settings = self.config.training
+        options = SearchOptions(beam_size=settings.beam_size)
+        paths = [str(example.image) for example in self.data.val]
+        unreadable: dict[int, str] = {}
+        if self.progress.epoch < settings.frozen_epochs:
+            features = self._features(self.data.val)
+            unreadable = features.unreadable
+            grids = feature_grids(self.checkpoint, features)
+        else:
+            grids = pixel_grids(self.checkpoint, paths, self.precision, self.workers, unreadable)
+        result = evaluate(self.checkpoint, self.data.val, grids, options)
+        self._name({paths[place]: why for place, why in unreadable.items()})
+        return result
+
+    def _features(self, examples: list[Example]) -> Features:
+        paths = [str(example.image) for example in examples]
+        folder = self.run / "features"
+        return encode_features(self.model.encoder, paths, folder, self.precision, self.workers)
+
+    def _name(self, unreadable: Mapping[str, str]) -> None:
+        for path, why in unreadable.items():
+            if path not in self._named:
+                self._named.add(path)
+                self.say(f"left out {path}: {why}")
+
+    def finish_epoch(self) -> Evaluation:
+        """Validate, log, save the best and the last checkpoint, and move on."""
+        result, progress = self.validate(), self.progress
+        figures = {
+            "epoch": progress.epoch + 1,
+            "frozen": progress.epoch < self.config.training.frozen_epochs,
+            "loss": progress.loss_sum / max(progress.position, 1),
+            **result.as_dict(),
+            "seconds": round(progress.seconds, 1),
+        }
+        self.checkpoint.provenance["figures"] = figures
+        with (self.run / "log.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(figures) + "\n")
+        self.say(
+            f"epoch {figures['epoch']}: loss {figures['loss']:.3f}, "
+            f"BLEU-4 {100 * result.scores.bleu[3]:.1f}, CIDEr-D {100 * result.scores.cider_d:.1f}, "
+            f"tags {100 * result.tag_precision:.0f} % right, {result.different_tags} different, "
+            f"{progress.seconds:.0f} s"
+        )
+        save_checkpoint(self.checkpoint, self.run / "last.safetensors")
+        if result.scores.cider_d > progress.best:
+            progress.best = result.scores.cider_d
+            save_checkpoint(self.checkpoint, self.run / "best.safetensors")
+        self.progress = Progress(progress.epoch + 1, 0, progress.step, progress.best)
+        self.save()
+        return result
+
+    def save(self) -> None:
+        """Write all that an exact continuation needs to the run folder, in one file."""
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        tensors = {f"model.{name}": p.detach() for name, p in self.model.named_parameters()}
+        for parameter, state in self.optimizer.state.items():
+            for key, value in state.items():
+                tensors[f"optimizer.{key}.{names[id(parameter)]}"] = value
+        tensors["random.cpu"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        metadata = {
+            "progress": json.dumps(vars(self.progress)),
+            "config": json.dumps(to_dict(self.config)),
+        }
+        write_tensors(tensors, self.run / "resume.safetensors", metadata)
+
+    def resume(self) -> None:
+        """Continue from the run folder, exactly; ``ConfigError`` if it is another config's."""
+        with safe_open(self.run / "resume.safetensors", framework="pt") as file:
+            metadata = file.metadata()
+            saved = json.loads(metadata["config"])
+            if saved != json.loads(json.dumps(to_dict(self.config))):
+                raise ConfigError(
+                    f"{self.run} holds a run with another config: {_difference(saved, self.config)}"
+                )
+            parameters = dict(self.model.named_parameters())
+            for key in file.keys():  # noqa: SIM118
+                kind, _, name = key.partition(".")
+                if kind == "model":
+                    parameters[name].data.copy_(file.get_tensor(key))
+                elif kind == "optimizer":
+                    state, _, name = name.partition(".")
+                    value = file.get_tensor(key)
+                    value = value if state == "step" else value.to(self.device)
+                    self.optimizer.state[parameters[name]][state] = value
+            torch.set_rng_state(file.get_tensor("random.cpu"))
+            if self.device.type == "cuda":
+                torch.cuda.set_rng_state(file.get_tensor("random.cuda"), self.device)
+        self.progress = Progress(**json.loads(metadata["progress"]))
+
+
+def _difference(saved: Mapping[str, Any], config: Config) -> str:
+    ours = json.loads(json.dumps(to_dict(config)))
+    return ", ".join(
+        f"{section}.{key} was {saved[section].get(key)!r}, now {value!r}"
+        for section, values in ours.items()
+        for key, value in values.items()
+        if saved.get(section, {}).get(key) != value
+    )
+
+
+def precision_of(name: str, device: torch.device) -> torch.dtype:
+    """Return the number type of a precision: "auto" is bfloat16 where the processor has it."""
+    if name == "auto":
+        fast = (
+            torch.cuda.is_bf16_supported()
+            if device.type == "cuda"
+            else device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+        )
+        return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+def fit(config: Config, run: Path, device: torch.device, say: Say = print) -> Path:
+    """Train as the config says; return the best checkpoint's path.
+
+    A run folder that holds a cut-off run is continued where it stood.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    data = read_data(config)
+    for note in data.notes:
+        say(note)
+    trainer = Trainer(config, data, run, device, say)
+    if (run / "resume.safetensors").exists():
+        trainer.resume()
+        say(f"continuing at epoch {trainer.progress.epoch + 1}, step {trainer.progress.position}")
+    while trainer.progress.epoch < config.training.epochs:
+        trainer.epoch()
+        trainer.finish_epoch()
+    return run / "best.safetensors"
