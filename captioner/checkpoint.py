@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,25 @@ from captioner.config import Config, ConfigError, from_dict, to_dict
 from captioner.encoder import Encoder
 from captioner.model import CaptionModel
 from captioner.tags import Calibration, TagSet
-from captioner.vocabulary import Vocabulary
+from captioner.vocabulary import SPECIAL, Vocabulary
 
-__all__ = ["Checkpoint", "CheckpointError", "load_checkpoint", "save_checkpoint", "write_tensors"]
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "build_model",
+    "default_path",
+    "load_checkpoint",
+    "save_checkpoint",
+    "write_tensors",
+]
 
 _FORMAT = "captioner 1"
-_SPECIAL = 4  # the special words are not written: every vocabulary has them
 _SCALE = ".scale"
+
+
+def default_path() -> Path:
+    """Return the file of the model inside the package."""
+    return Path(str(files("captioner") / "weights" / "default.safetensors"))
 
 
 class CheckpointError(ValueError):
@@ -57,8 +70,8 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path, storage: str = "float32"
     """
     metadata = {
         "config": to_dict(checkpoint.config),
-        "vocabulary": checkpoint.vocabulary.words[_SPECIAL:],
-        "tags": checkpoint.tags.vocabulary.words[_SPECIAL:],
+        "vocabulary": checkpoint.vocabulary.words[len(SPECIAL) :],
+        "tags": checkpoint.tags.vocabulary.words[len(SPECIAL) :],
         "calibration": [checkpoint.calibration.slope, checkpoint.calibration.offset],
         "provenance": checkpoint.provenance,
     }

@@ -234,7 +234,7 @@ def _load(args: argparse.Namespace) -> Captioner:
 
 
 def _info(args: argparse.Namespace) -> int:
-    from captioner.inference import default_path
+    from captioner.checkpoint import default_path
 
     captioner = _load(args)
     path = args.model or default_path()

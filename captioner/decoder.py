@@ -84,13 +84,16 @@ class Decoder(nn.Module):
         Without attention the weights are uniform.
         """
         features, weights, state = self._advance(self._embed(tokens), state)
-        return self.output(features), weights, state
+        return self.output(self.dropout(features)), weights, state
 
-    def forward(self, grid: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, grid: Tensor, tokens: Tensor, keep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Teacher forcing: ``(B, N, D)`` and ``(R, L)`` to logits ``(R, L, V)`` and weights.
 
         ``tokens`` begins with BOS; K = R / B consecutive rows belong to one image. The weights
-        are ``(R, L, N)``.
+        are ``(R, L, N)``. ``keep``, ``(R, L)`` of bool, asks for the logits of P positions alone,
+        ``(P, V)``: no time is spent on padding.
         """
         rows = torch.arange(len(grid), device=grid.device)[:, None]
         state = self.start(grid).select(rows.expand(-1, len(tokens) // len(grid)))
@@ -99,7 +102,9 @@ class Decoder(nn.Module):
             feature, weight, state = self._advance(embedded, state)
             features.append(feature)
             weights.append(weight)
-        return self.output(torch.stack(features, dim=1)), torch.stack(weights, dim=1)
+        stacked = self.dropout(torch.stack(features, dim=1))
+        kept = stacked if keep is None else stacked[keep]
+        return self.output(kept), torch.stack(weights, dim=1)
 
     def _embed(self, tokens: Tensor) -> Tensor:
         embedded: Tensor = self.embedding(tokens) * self.embedding.embedding_dim**0.5
@@ -118,5 +123,4 @@ class Decoder(nn.Module):
             context = torch.sigmoid(self.gate(hidden)) * context
             hidden, cell = self.cell(torch.cat([embedded, context], dim=-1), (hidden, cell))
             fused = self.fuse(self.dropout(torch.cat([hidden, context], dim=-1)))
-        features = self.dropout(torch.tanh(fused))
-        return features, weights, DecoderState(grid, keys, hidden, cell)
+        return torch.tanh(fused), weights, DecoderState(grid, keys, hidden, cell)

@@ -16,8 +16,9 @@ from captioner.metrics import Scores, score
 from captioner.readers import Example
 from captioner.tags import content_words
 from captioner.tokenizer import stem
+from captioner.vocabulary import SPECIAL
 
-__all__ = ["Evaluation", "evaluate", "feature_grids", "pixel_grids", "tag_hits"]
+__all__ = ["Evaluation", "evaluate", "evaluate_images", "feature_grids", "pixel_grids", "tag_hits"]
 
 Grids = Iterable[tuple[list[int], Tensor]]
 
@@ -28,7 +29,8 @@ class Evaluation:
 
     ``examples`` are those whose photograph could be read; ``captions`` and ``tags`` are theirs,
     in order. ``tag_precision`` is the share of the first three tags that a caption (or the named
-    objects) of the photograph has; ``different_tags`` counts the tags among the first threes.
+    objects) of the photograph has, ``tag_baseline`` that of the three most frequent tags said of
+    every photograph; ``different_tags`` counts the tags among the first threes.
     """
 
     examples: list[Example]
@@ -36,29 +38,34 @@ class Evaluation:
     tags: list[list[Tag]]
     scores: Scores
     tag_precision: float
+    tag_baseline: float
     different_tags: int
 
     def as_dict(self) -> dict[str, float]:
         """Return all figures by name."""
-        tags = {"tag_precision": self.tag_precision, "different_tags": self.different_tags}
-        return {**self.scores.as_dict(), **tags}
+        names = ("tag_precision", "tag_baseline", "different_tags")
+        return {**self.scores.as_dict(), **{name: getattr(self, name) for name in names}}
 
 
 def pixel_grids(
     checkpoint: Checkpoint,
     paths: Sequence[str],
-    precision: torch.dtype,
     workers: int,
     unreadable: dict[int, str],
+    autocast: torch.dtype = torch.float32,
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Yield the places and grids ``(B, N, D)`` of photographs; fills ``unreadable``."""
-    device = next(checkpoint.model.parameters()).device
+    """Yield the places and grids ``(B, N, D)`` of photographs; fills ``unreadable``.
+
+    ``autocast`` is the number type of the encoder's products, where it is not the model's own.
+    """
+    weight = next(checkpoint.model.parameters())
     for batch in pixel_batches(paths, checkpoint.config.preprocessing, 32, workers):
         unreadable |= batch.unreadable
         if batch.places:
-            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-                grid = checkpoint.model.encode(batch.pixels.to(device))
-            yield batch.places, grid.float()
+            enabled = autocast != torch.float32
+            with torch.autocast(weight.device.type, autocast, enabled=enabled):
+                grid = checkpoint.model.encode(batch.pixels.to(weight.device))
+            yield batch.places, grid.to(weight.dtype)
 
 
 def feature_grids(checkpoint: Checkpoint, features: Features) -> Iterator[tuple[list[int], Tensor]]:
@@ -92,10 +99,33 @@ def evaluate(
         raise ValueError("none of the photographs to evaluate on could be read")
     read = [examples[place] for place in places]
     scores = score([caption.text for caption in captions], [e.captions for e in read])
-    hits = [hit for e, t in zip(read, tags, strict=True) for hit in tag_hits(e, t[:3])]
-    different = {tag.name for found in tags for tag in found[:3]}
-    precision = sum(hits) / max(len(hits), 1)
-    return Evaluation(read, captions, tags, scores, precision, len(different))
+    first = [found[:3] for found in tags]
+    frequent = [Tag(name, 1.0) for name in names.words[len(SPECIAL) :][:3]]
+    return Evaluation(
+        read,
+        captions,
+        tags,
+        scores,
+        tag_precision=_precision(read, first),
+        tag_baseline=_precision(read, [frequent] * len(read)),
+        different_tags=len({tag.name for found in first for tag in found}),
+    )
+
+
+def evaluate_images(
+    checkpoint: Checkpoint, examples: Sequence[Example], options: SearchOptions, workers: int
+) -> tuple[Evaluation, dict[str, str]]:
+    """Evaluate on the examples' photographs; also return which could not be read, and why."""
+    paths = [str(example.image) for example in examples]
+    unreadable: dict[int, str] = {}
+    grids = pixel_grids(checkpoint, paths, workers, unreadable)
+    result = evaluate(checkpoint, examples, grids, options)
+    return result, {paths[place]: why for place, why in unreadable.items()}
+
+
+def _precision(examples: Sequence[Example], tags: Sequence[Sequence[Tag]]) -> float:
+    hits = [hit for e, found in zip(examples, tags, strict=True) for hit in tag_hits(e, found)]
+    return sum(hits) / max(len(hits), 1)
 
 
 def tag_hits(example: Example, tags: Sequence[Tag]) -> list[bool]:

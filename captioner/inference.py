@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from importlib.resources import files
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,18 +13,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from captioner.checkpoint import Checkpoint, load_checkpoint
-from captioner.config import ConfigError, SearchOptions
+from captioner.checkpoint import Checkpoint, default_path, load_checkpoint
+from captioner.config import SearchOptions
 from captioner.generation import Caption, Tag, write_captions, write_tags
 from captioner.images import ImageError, UnreadableError, open_rgb, prepare, to_rgb
+from captioner.model import choose_device, choose_precision
 
 __all__ = [
     "Captioner",
     "Description",
     "ImageLike",
-    "choose_device",
-    "choose_precision",
-    "default_path",
 ]
 
 ImageLike = str | os.PathLike[str] | Image.Image | Tensor
@@ -38,46 +35,6 @@ class Description(NamedTuple):
     caption: Caption
     captions: list[Caption]
     tags: list[Tag]
-
-
-def default_path() -> Path:
-    """Return the file of the model inside the package."""
-    return Path(str(files("captioner") / "weights" / "default.safetensors"))
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device of a name; "auto" is the best there is.
-
-    Raises ``ConfigError`` for a device that this machine does not have.
-    """
-    there = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if name == "auto":
-        name = next(device for device, is_there in there.items() if is_there)
-    if name not in there:
-        raise ConfigError(f"device is {name!r}; it takes auto, {', '.join(there)}")
-    if not there[name]:
-        raise ConfigError(f"this machine has no {name} device that torch can use")
-    return torch.device(name)
-
-
-def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """Return the number type of a precision; "auto" is bfloat16 where the processor gains by it.
-
-    Raises ``ConfigError`` for another name.
-    """
-    if name not in {"auto", "float32", "bfloat16"}:
-        raise ConfigError(f"precision is {name!r}; it takes auto, float32 or bfloat16")
-    if name != "auto":
-        return torch.float32 if name == "float32" else torch.bfloat16
-    if device.type == "cuda":
-        gains = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        gains = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if gains else torch.float32
 
 
 class Captioner:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ __all__ = [
     "drop_junk",
     "drop_missing",
     "is_junk",
+    "load",
     "read",
     "read_coco",
     "read_flickr8k",
@@ -261,3 +262,19 @@ def read(
     if not examples:
         raise DataError(f"{captions}: no photograph has a caption")
     return examples
+
+
+def load(
+    captions: Path, images: Path, split: str = "", instances: Path | None = None
+) -> tuple[list[Example], list[str]]:
+    """Read a data set as :func:`read` does, without the photographs that are not there.
+
+    The notes name what was left out. Raises ``DataError`` also when no photograph is left.
+    """
+    examples, missing = drop_missing(read(captions, images, split, instances))
+    if not examples:
+        raise DataError(f"{captions}: none of its photographs is in {images}")
+    shown = [f"{path} is missing and left out" for path in missing[:20]]
+    if len(missing) > len(shown):
+        shown.append(f"{len(missing)} photographs of {captions} are missing in all")
+    return examples, shown

@@ -17,18 +17,33 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captioner import readers
-from captioner.checkpoint import Checkpoint, build_model, save_checkpoint, write_tensors
-from captioner.config import Config, ConfigError, OptimizerConfig, SearchOptions, to_dict
+from captioner.checkpoint import (
+    Checkpoint,
+    build_model,
+    default_path,
+    load_checkpoint,
+    save_checkpoint,
+    write_tensors,
+)
+from captioner.config import (
+    Config,
+    ConfigError,
+    EncoderConfig,
+    OptimizerConfig,
+    SearchOptions,
+    to_dict,
+)
 from captioner.dataset import Batch, CaptionDataset, Features, batches
-from captioner.encoder import load_backbone_weights
-from captioner.evaluation import Evaluation, evaluate, feature_grids, pixel_grids
+from captioner.decoder import Decoder
+from captioner.encoder import Encoder, load_backbone_weights
+from captioner.evaluation import Evaluation, evaluate, feature_grids, pixel_grids, tag_hits
 from captioner.features import encode_features
 from captioner.losses import sequence_loss
-from captioner.model import CaptionModel
+from captioner.model import CaptionModel, choose_precision
 from captioner.readers import Example
-from captioner.tags import TagSet
+from captioner.tags import Calibration, TagSet, fit_calibration
 from captioner.tokenizer import tokenize
-from captioner.vocabulary import Vocabulary
+from captioner.vocabulary import PAD, Vocabulary
 
 __all__ = ["Data", "Trainer", "fit", "learning_rate_factor", "read_data"]
 
@@ -67,16 +82,16 @@ def read_data(config: Config) -> Data:
     }
     examples: dict[str, list[Example]] = {}
     for name, (images, captions, instances, split) in splits.items():
-        found = readers.read(
-            Path(captions), Path(images), split, Path(instances) if instances else None
-        )
-        found, missing = readers.drop_missing(found)
-        notes += [f"{name}: {path} is missing and left out" for path in missing]
-        examples[name], junk = readers.drop_junk(found)
-        notes.append(f"{name}: {len(examples[name])} photographs, {junk} junk captions dropped")
-        if not examples[name]:
-            raise readers.DataError(f"{captions}: no photograph of it is in {images}")
-    return Data(examples["train"], examples["val"], notes)
+        objects = Path(instances) if instances else None
+        examples[name], left_out = readers.load(Path(captions), Path(images), split, objects)
+        notes += [f"{name}: {note}" for note in left_out]
+        notes.append(f"{name}: {len(examples[name])} photographs")
+    train, junk = readers.drop_junk(examples["train"])
+    if not train:
+        raise readers.DataError(f"{data.captions}: all {junk} captions are junk")
+    notes.append(f"train: {junk} junk captions dropped")
+    # Candidates are compared with what people wrote, all of it.
+    return Data(train, examples["val"], notes)
 
 
 def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
@@ -86,6 +101,16 @@ def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
     """
     rise = min(1.0, (step + 1) / max(warmup, 1))
     return rise * 0.5 * (1.0 + math.cos(math.pi * min(step / max(steps, 1), 1.0)))
+
+
+def _load_encoder(encoder: Encoder, config: EncoderConfig) -> None:
+    if config.weights != "default":
+        load_backbone_weights(encoder, config)
+        return
+    default = load_checkpoint(default_path()).model.encoder
+    if default.name != config.name:
+        raise ConfigError(f"encoder.weights is 'default', which is a {default.name}")
+    encoder.load_state_dict(default.state_dict())
 
 
 def _optimizer(model: CaptionModel, config: OptimizerConfig) -> torch.optim.AdamW:
@@ -120,14 +145,14 @@ class Trainer:
         """Build the model and, where the run folder holds a cut-off run, continue it."""
         self.config, self.data, self.run, self.device, self.say = config, data, run, device, say
         settings = config.training
-        self.precision = precision_of(settings.precision, device)
+        self.precision = choose_precision(settings.precision, device)
         self.workers = max(1, (os.cpu_count() or 1) // 2)
         torch.manual_seed(settings.seed)
         captions = (tokenize(c) for e in data.train for c in e.captions)
         vocabulary = Vocabulary.build(captions, config.data.vocabulary_size, config.data.min_count)
         tags = TagSet.build(data.train, config.data.tag_size, config.data.tag_min_count)
         model = build_model(config, vocabulary, tags)
-        load_backbone_weights(model.encoder, config.encoder)
+        _load_encoder(model.encoder, config.encoder)
         self.checkpoint = Checkpoint(model.to(device), config, vocabulary, tags)
         self.dataset = CaptionDataset(
             data.train, vocabulary, tags, config.preprocessing, config.data.max_words
@@ -151,11 +176,11 @@ class Trainer:
         with torch.autocast(self.device.type, self.precision, enabled=enabled):
             pixels = images.dtype == torch.uint8
             grid = self.model.encode(images) if pixels else self.model.project(images.float())
-            word_logits, _ = self.model.caption_decoder(grid, words[:, :-1])
-            tag_logits, _ = self.model.tag_decoder(grid, tags[:, :-1])
-        return sequence_loss(
-            word_logits, words[:, 1:], settings.label_smoothing
-        ) + settings.tag_weight * sequence_loss(tag_logits, tags[:, 1:])
+            caption_loss = _teacher_forcing(
+                self.model.caption_decoder, grid, words, settings.label_smoothing
+            )
+            tag_loss = _teacher_forcing(self.model.tag_decoder, grid, tags, 0.0)
+        return caption_loss + settings.tag_weight * tag_loss
 
     def update(self, batch: Batch) -> float:
         """Do one optimizer step and return the loss."""
@@ -220,8 +245,14 @@ class Trainer:
             unreadable = features.unreadable
             grids = feature_grids(self.checkpoint, features)
         else:
-            grids = pixel_grids(self.checkpoint, paths, self.precision, self.workers, unreadable)
+            grids = pixel_grids(self.checkpoint, paths, self.workers, unreadable, self.precision)
+        self.checkpoint.calibration = Calibration()
         result = evaluate(self.checkpoint, self.data.val, grids, options)
+        found = [tag for tags in result.tags for tag in tags]
+        hits = [tag_hits(e, t) for e, t in zip(result.examples, result.tags, strict=True)]
+        self.checkpoint.calibration = fit_calibration(
+            [math.log(tag.score) for tag in found], [hit for image in hits for hit in image]
+        )
         self._name({paths[place]: why for place, why in unreadable.items()})
         return result
 
@@ -305,6 +336,15 @@ class Trainer:
         self.progress = Progress(**json.loads(metadata["progress"]))
 
 
+def _teacher_forcing(
+    decoder: Decoder, grid: Tensor, tokens: Tensor, label_smoothing: float
+) -> Tensor:
+    targets = tokens[:, 1:]
+    keep = targets != PAD
+    logits, _ = decoder(grid, tokens[:, :-1], keep)
+    return sequence_loss(logits, targets[keep], label_smoothing)
+
+
 def _difference(saved: Mapping[str, Any], config: Config) -> str:
     ours = json.loads(json.dumps(to_dict(config)))
     return ", ".join(
@@ -313,18 +353,6 @@ def _difference(saved: Mapping[str, Any], config: Config) -> str:
         for key, value in values.items()
         if saved.get(section, {}).get(key) != value
     )
-
-
-def precision_of(name: str, device: torch.device) -> torch.dtype:
-    """Return the number type of a precision: "auto" is bfloat16 where the processor has it."""
-    if name == "auto":
-        fast = (
-            torch.cuda.is_bf16_supported()
-            if device.type == "cuda"
-            else device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-        )
-        return torch.bfloat16 if fast else torch.float32
-    return torch.bfloat16 if name == "bfloat16" else torch.float32
 
 
 def fit(config: Config, run: Path, device: torch.device, say: Say = print) -> Path:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-__all__ = ["BOS", "EOS", "PAD", "UNK", "Vocabulary"]
+__all__ = ["BOS", "EOS", "PAD", "SPECIAL", "UNK", "Vocabulary"]
 
 PAD, BOS, EOS, UNK = range(4)
-_SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
+SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 
 
 class Vocabulary:
@@ -19,7 +19,7 @@ class Vocabulary:
 
     def __init__(self, words: Sequence[str]) -> None:
         """Take words, numbered from 4 on; raises ``ValueError`` if one stands twice."""
-        self.words = (*_SPECIAL, *words)
+        self.words = (*SPECIAL, *words)
         self._ids = {word: index for index, word in enumerate(self.words)}
         if len(self._ids) != len(self.words):
             twice = next(word for word, count in Counter(self.words).items() if count > 1)
@@ -34,8 +34,8 @@ class Vocabulary:
         """
         counts = Counter(word for sentence in sentences for word in sentence)
         ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-        kept = [word for word, count in ranked if count >= min_count and word not in _SPECIAL]
-        return cls(kept[: max(size - len(_SPECIAL), 0)])
+        kept = [word for word, count in ranked if count >= min_count and word not in SPECIAL]
+        return cls(kept[: max(size - len(SPECIAL), 0)])
 
     def __len__(self) -> int:
         """V, the special words included."""

@@ -1,4 +1,10 @@
-"""Train a captioner: python scripts/train.py configs/flickr8k.toml --run runs/first --set …"""
+"""Train a captioner on your own data.
+
+    python scripts/train.py configs/flickr8k.toml --run runs/first \\
+        --set data.images=… --set data.captions=… --set data.split=… --set data.val_split=…
+
+A run that was cut off continues with the same command.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +15,31 @@ from pathlib import Path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", type=Path)
-    parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--set", action="append", default=[])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", type=Path, help="a TOML file of what differs from the defaults")
+    parser.add_argument("--run", type=Path, required=True, help="the folder the run lives in")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a key, as section.key"
+    )
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     args = parser.parse_args(argv)
 
-    import torch
-
-    from captioner.config import load_config
+    from captioner.config import ConfigError, load_config
+    from captioner.model import choose_device
+    from captioner.readers import DataError
     from captioner.training import fit
 
-    print(fit(load_config(args.config, args.set), args.run, torch.device("cpu")))
+    try:
+        config = load_config(args.config, args.set)
+        print(f"best checkpoint: {fit(config, args.run, choose_device(args.device))}")
+    except (ConfigError, DataError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("train.py: stopped; the same command continues the run", file=sys.stderr)
+        return 130
     return 0
 
 
