@@ -145,9 +145,10 @@ class DecoderConfig(_Ranged):
 
 @dataclass(frozen=True)
 class ModelConfig(_Ranged):
-    """The grid width D that both decoders see, and the two decoders."""
+    """The grid width D that both decoders see, its dropout in 0…1, and the two decoders."""
 
     grid_width: int = _ranged(512, 1, 8192)
+    grid_dropout: float = _ranged(0.2, 0.0, 0.95)
     caption: DecoderConfig = DecoderConfig()
     tags: DecoderConfig = DecoderConfig(embedding=256, hidden=256, attention_width=128)
 

@@ -131,7 +131,15 @@ def pixel_batches(
 ) -> Iterator[PixelBatch]:
     """Yield the photographs in order, ``batch_size`` at a time."""
     dataset = _Pixels(paths, preprocessing)
-    return iter(DataLoader(dataset, batch_size, num_workers=workers, collate_fn=_collate_pixels))
+    return iter(
+        DataLoader(
+            dataset,
+            batch_size,
+            num_workers=workers,
+            collate_fn=_collate_pixels,
+            generator=torch.Generator(),  # or it would draw from the one that dropout uses
+        )
+    )
 
 
 def _collate_pixels(items: Sequence[tuple[int, np.ndarray | str]]) -> PixelBatch:
@@ -153,7 +161,13 @@ def batches(
     order = torch.randperm(len(dataset), generator=generator).tolist()
     chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     return iter(
-        DataLoader(dataset, batch_sampler=chunks[skip:], num_workers=workers, collate_fn=_collate)
+        DataLoader(
+            dataset,
+            batch_sampler=chunks[skip:],
+            num_workers=workers,
+            collate_fn=_collate,
+            generator=generator,  # or it would draw from the one that dropout uses
+        )
     )
 
 

@@ -20,7 +20,7 @@ class CaptionModel(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.projection = nn.Sequential(
-            nn.Linear(encoder.width, config.grid_width), nn.ReLU(), nn.Dropout(0.2)
+            nn.Linear(encoder.width, config.grid_width), nn.ReLU(), nn.Dropout(config.grid_dropout)
         )
         self.caption_decoder = Decoder(config.caption, config.grid_width, words)
         self.tag_decoder = Decoder(config.tags, config.grid_width, tags)

@@ -1,0 +1,77 @@
+"""What several test files share: tiny models, drawn pictures, and where real data lies."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from captioner.checkpoint import Checkpoint, build_model
+from captioner.config import Config, DecoderConfig, EncoderConfig, ModelConfig, Preprocessing
+from captioner.tags import TagSet
+from captioner.vocabulary import EOS, Vocabulary
+
+WORDS = ["a", "dog", "runs", "on", "grass", "man", "'s", "hat", "red"]
+TAGS = ["dog", "run", "grass", "man", "red"]
+
+
+def tiny_config(attention: bool = True) -> Config:
+    """Return a config whose sizes are all different, and small."""
+    return Config(
+        preprocessing=Preprocessing(size=64),
+        encoder=EncoderConfig("resnet18", "random"),
+        model=ModelConfig(
+            grid_width=11,
+            caption=DecoderConfig(13, 17, attention, attention_width=7, tied=True),
+            tags=DecoderConfig(5, 19, attention, attention_width=3, tied=False),
+        ),
+    )
+
+
+@pytest.fixture
+def tiny() -> Checkpoint:
+    """Return a whole, untrained captioner."""
+    torch.manual_seed(0)
+    config, vocabulary, tags = tiny_config(), Vocabulary(WORDS), TagSet(TAGS)
+    model = build_model(config, vocabulary, tags).eval()
+    with torch.no_grad():
+        model.tag_decoder.output.bias[EOS] = -5.0  # or it would say no tags at all
+    return Checkpoint(model, config, vocabulary, tags)
+
+
+def draw_picture(path: Path, colour: str, size: tuple[int, int] = (64, 48)) -> Path:
+    """Draw a disc on grey."""
+    picture = Image.new("RGB", size, "#ddd")
+    ImageDraw.Draw(picture).ellipse((8, 8, size[0] - 8, size[1] - 8), fill=colour)
+    picture.save(path)
+    return path
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """Return a folder of good, broken and unrelated files."""
+    folder = tmp_path / "photos"
+    (folder / "deep").mkdir(parents=True)
+    draw_picture(folder / "b.jpg", "red")
+    draw_picture(folder / "a.PNG", "blue")
+    draw_picture(folder / "deep" / "c.webp", "green")
+    draw_picture(folder / ".hidden.jpg", "black")
+    Image.new("RGB", (1, 1)).save(folder / "one.png")
+    (folder / "text.jpg").write_text("this is no picture")
+    (folder / "empty.jpg").write_bytes(b"")
+    whole = draw_picture(folder / "cut.jpg", "yellow", (200, 200)).read_bytes()
+    (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "notes.txt").write_text("not a photograph")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """Return the folder of real photographs; the test is skipped where there is none."""
+    folder = os.environ.get("CAPTIONER_TEST_DATA")
+    if not folder:
+        pytest.skip("CAPTIONER_TEST_DATA names no folder of real photographs")
+    return Path(folder)

@@ -1,0 +1,137 @@
+"""Checkpoints: what is saved comes back, and what is no checkpoint is refused."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from captioner.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from captioner.inference import Captioner
+from captioner.tags import Calibration
+
+
+def test_reload_gives_the_same(tiny: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    tiny.calibration, tiny.provenance = Calibration(0.7, -0.3), {"data": "drawn"}
+    save_checkpoint(tiny, path)
+    loaded = load_checkpoint(path)
+    assert loaded.config == tiny.config
+    assert loaded.vocabulary.words == tiny.vocabulary.words
+    assert loaded.tags.vocabulary.words == tiny.tags.vocabulary.words
+    assert (loaded.calibration.slope, loaded.calibration.offset) == (0.7, -0.3)
+    assert loaded.provenance == tiny.provenance
+    state = tiny.model.state_dict()
+    assert all(torch.equal(t, state[n]) for n, t in loaded.model.state_dict().items())
+    picture = Image.new("RGB", (90, 50), "red")
+    assert Captioner(loaded).describe([picture]) == Captioner(tiny).describe([picture])
+    tied = loaded.model.caption_decoder
+    assert tied.output.weight is tied.embedding.weight
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("storage", "error"), [("float16", 1e-3), ("int8", 1 / 127)])
+def test_smaller_storage_is_near(
+    tiny: Checkpoint, tmp_path: Path, storage: str, error: float
+) -> None:
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(tiny, tmp_path / "whole.safetensors")
+    save_checkpoint(tiny, path, storage)
+    assert path.stat().st_size < 0.6 * (tmp_path / "whole.safetensors").stat().st_size
+    state = tiny.model.state_dict()
+    for name, tensor in load_checkpoint(path).model.state_dict().items():
+        if tensor.is_floating_point():
+            assert tensor.dtype == torch.float32
+            assert (tensor - state[name]).abs().max() <= error * state[name].abs().max() + 1e-6
+
+
+def _pickle(path: Path) -> None:
+    path.write_bytes(pickle.dumps({"a": 1}))
+
+
+def _zip(path: Path) -> None:
+    torch.save({"a": torch.zeros(1)}, path)
+
+
+def _absurd_header(path: Path) -> None:
+    path.write_bytes((2**62).to_bytes(8, "little") + b"{}")
+
+
+def _cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def _wrong_shape(path: Path) -> None:
+    _rewrite(path, lambda tensors: tensors.update({"projection.0.bias": torch.zeros(3)}))
+
+
+def _missing(path: Path) -> None:
+    _rewrite(path, lambda tensors: tensors.pop("projection.0.bias"))
+
+
+def _foreign(path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, path)
+
+
+def _absurd_config(path: Path) -> None:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    content = json.loads(metadata["captioner"])
+    content["config"]["model"]["caption"]["hidden"] = 10**12
+    save_file(load_file(path), path, {**metadata, "captioner": json.dumps(content)})
+
+
+def _rewrite(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_pickle, "not a safetensors file"),
+        (_zip, "not a safetensors file"),
+        (_absurd_header, "not a safetensors file"),
+        (_cut_off, "not a safetensors file"),
+        (_foreign, "not a checkpoint of captioner's"),
+        (_wrong_shape, r"'projection.0.bias' has the shape \(3,\), not \(11,\)"),
+        (_missing, "'projection.0.bias' is missing"),
+        (_absurd_config, "hidden is 1000000000000"),
+        (lambda path: path.unlink(), "no such file"),
+        (lambda path: path.write_bytes(b""), "not a safetensors file"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused(
+    tiny: Checkpoint, tmp_path: Path, spoil: Callable[[Path], None], message: str
+) -> None:
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(tiny, path)
+    spoil(path)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_checkpoint(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_failed_write_leaves_the_old_file(tiny: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(tiny, path)
+    before = path.read_bytes()
+    tiny.provenance = {"unwritable": object()}
+    with pytest.raises(TypeError):
+        save_checkpoint(tiny, path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,239 @@
+"""The command line: records, exit status, and what a person reads when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from io import BytesIO, TextIOWrapper
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import draw_picture
+
+from captioner.checkpoint import Checkpoint, save_checkpoint
+from captioner.cli import main
+from captioner.folder import TerminalWriter, coco_image_id, find_photographs
+
+Capture = pytest.CaptureFixture[bytes]
+
+
+@pytest.fixture
+def model(tiny: Checkpoint, tmp_path: Path) -> list[str]:
+    """Return the arguments that name a tiny model."""
+    save_checkpoint(tiny, tmp_path / "tiny.safetensors")
+    return ["--model", str(tmp_path / "tiny.safetensors"), "--precision", "float32"]
+
+
+def records(capture: Capture) -> tuple[list[dict[str, Any]], str]:
+    out, err = capture.readouterr()
+    return [json.loads(line) for line in out.splitlines()], err.decode()
+
+
+def test_a_folder_with_broken_files(
+    model: list[str], photographs: Path, capsysbinary: Capture
+) -> None:
+    assert main(["caption", str(photographs), *model]) == 1
+    found, err = records(capsysbinary)
+    names = [os.path.relpath(record["image"], photographs) for record in found]
+    assert names == ["a.PNG", "b.jpg", "cut.jpg", "deep/c.webp", "empty.jpg", "one.png", "text.jpg"]
+    errors = {name for name, record in zip(names, found, strict=True) if "error" in record}
+    assert errors == {"cut.jpg", "empty.jpg", "text.jpg"}
+    assert "captioner: 3 of 7 could not be read" in err
+    assert "Traceback" not in err
+    good = found[0]
+    assert list(good) == ["image", "caption", "log_prob", "captions", "tags"]
+    assert good["captions"] == [{"text": good["caption"], "log_prob": good["log_prob"]}]
+    assert all(set(tag) == {"name", "score"} for tag in good["tags"])
+    broken = next(record for record in found if "error" in record)
+    assert list(broken) == ["image", "error"]
+
+
+def test_tags_alone_and_captions_alone(
+    model: list[str], photographs: Path, capsysbinary: Capture
+) -> None:
+    path = str(photographs / "b.jpg")
+    assert main(["tag", path, *model]) == 0
+    assert [list(record) for record in records(capsysbinary)[0]] == [["image", "tags"]]
+    assert (
+        main(["caption", path, "--no-tags", "--beam-size", "4", "--num-captions", "2", *model]) == 0
+    )
+    (record,) = records(capsysbinary)[0]
+    assert "tags" not in record
+    assert len(record["captions"]) == 2
+
+
+def test_some_paths_missing(model: list[str], photographs: Path, capsysbinary: Capture) -> None:
+    assert main(["caption", "nowhere.jpg", str(photographs / "b.jpg"), *model]) == 1
+    found, err = records(capsysbinary)
+    assert found[0] == {"image": "nowhere.jpg", "error": "no such file or folder"}
+    assert "caption" in found[1]
+    assert "1 of 2 could not be read" in err
+
+
+def usage_error(arguments: list[str], capture: Capture) -> str:
+    """Run a command that must end with status 2 and one clear line; return it."""
+    try:
+        status = main(arguments)
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    out, err = capture.readouterr()
+    assert status == 2
+    assert out == b""
+    assert b"Traceback" not in err
+    return err.decode().strip().splitlines()[-1]
+
+
+def test_wrong_usage(model: list[str], photographs: Path, capsysbinary: Capture) -> None:
+    photo = str(photographs / "b.jpg")
+    for arguments, message in [
+        (["caption", "no.jpg", "nor.jpg", *model], "no such file or folder: 'no.jpg', 'nor.jpg'"),
+        (["caption", photo, "--nonsense"], "unrecognized arguments: --nonsense"),
+        (["caption", photo, "--report", "x.html"], "unrecognized arguments: --report"),
+        (["caption", photo, "--beam", "3"], "unrecognized arguments: --beam"),
+        (["tag", photo, "--beam-size", "3"], "unrecognized arguments: --beam-size"),
+        (["caption", photo, "--beam-size", "0", *model], "beam_size is 0; it takes 1 to 100"),
+        (["caption", photo, "--batch-size", "0"], "expected a whole number from 1, not '0'"),
+        (["caption", photo, "--device", "abacus"], "invalid choice: 'abacus'"),
+        (["caption", photo, "--output", "x.csv", *model], "must end in .jsonl or .json"),
+        (["caption", photo, "--output", "no/x.jsonl", *model], "there is no folder no"),
+        (["caption", photo, "--output", "x.json", *model], "ends in no number"),
+        (["tag", photo, "--output", "x.json", *model], "COCO results hold captions"),
+        (["caption", photo, "--model", "no.safetensors"], "no.safetensors: no such file"),
+        (["caption", photo, "--model", photo], "not a safetensors file"),
+        (["caption"], "the following arguments are required: PATH"),
+        ([], "the following arguments are required: COMMAND"),
+    ]:
+        assert message in usage_error(arguments, capsysbinary)
+
+
+def test_a_pickle_is_refused_and_not_executed(tmp_path: Path, capsysbinary: Capture) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    torch.save({"model": Bomb()}, tmp_path / "model.pt")
+    picture = draw_picture(tmp_path / "x.png", "red")
+    line = usage_error(
+        ["caption", str(picture), "--model", str(tmp_path / "model.pt")], capsysbinary
+    )
+    assert "not a safetensors file" in line
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_folder_without_photographs(tmp_path: Path, capsysbinary: Capture) -> None:
+    (tmp_path / "empty").mkdir()
+    assert main(["caption", str(tmp_path / "empty")]) == 0
+    out, err = capsysbinary.readouterr()
+    assert out == b""
+    assert err.decode() == f"captioner: no photographs in {tmp_path / 'empty'}\n"
+
+
+def test_paths_on_stdin(
+    model: list[str], photographs: Path, capsysbinary: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = "\n".join(str(photographs / name) for name in ("b.jpg", "a.PNG"))
+    monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(listed.encode() + b"\n")))
+    assert main(["caption", "-", *model]) == 0
+    assert [Path(r["image"]).name for r in records(capsysbinary)[0]] == ["b.jpg", "a.PNG"]
+
+
+def test_output_files(model: list[str], tmp_path: Path, capsysbinary: Capture) -> None:
+    folder = tmp_path / "coco"
+    folder.mkdir()
+    for number in (7, 139):
+        draw_picture(folder / f"COCO_val_{number:012}.jpg", "red")
+    (folder / "000000000555.jpg").write_bytes(b"")
+    lines, coco = tmp_path / "out.jsonl", tmp_path / "out.json"
+    assert main(["caption", str(folder), "--output", str(lines), *model]) == 1
+    assert main(["caption", str(folder), "--output", str(coco), *model]) == 1
+    assert capsysbinary.readouterr().out == b""
+    written = [json.loads(line) for line in lines.read_text().splitlines()]
+    results = json.loads(coco.read_text())
+    assert [entry["image_id"] for entry in results] == [7, 139]
+    assert [e["caption"] for e in results] == [r["caption"] for r in written if "caption" in r]
+    before = lines.read_bytes()
+    arguments = ["caption", str(folder), "--output", str(lines), *model]
+    assert "exists; --overwrite replaces it" in usage_error(arguments, capsysbinary)
+    assert lines.read_bytes() == before
+    assert main([*arguments, "--overwrite"]) == 1
+    assert lines.read_bytes() == before
+
+
+def test_names_that_are_not_utf8(model: list[str], tmp_path: Path, capsysbinary: Capture) -> None:
+    folder = tmp_path / "names"
+    folder.mkdir()
+    hostile = [b"caf\xe9.png", "\u00fc\n.png".encode(), b"<b>.png"]
+    draw_picture(tmp_path / "x.png", "red")
+    for name in hostile:
+        (folder / os.fsdecode(name)).write_bytes((tmp_path / "x.png").read_bytes())
+    assert main(["caption", str(folder), *model]) == 0
+    found = {os.fsencode(os.path.basename(r["image"])) for r in records(capsysbinary)[0]}
+    assert found == set(hostile)
+
+
+def test_a_line_for_a_person(tmp_path: Path) -> None:
+    path = tmp_path / "out.txt"
+    with path.open("w") as stream:
+        writer = TerminalWriter(stream)
+        tags = [{"name": "dog", "score": 0.9}, {"name": "run", "score": 0.5}]
+        writer.write({"image": "dog.jpg", "caption": "a dog runs", "tags": tags})
+        writer.write({"image": "a\x1b[2J\n.jpg", "error": "an empty file (0 bytes)"})
+    assert path.read_text().splitlines() == [
+        "dog.jpg  a dog runs  [dog, run]",
+        "a\\x1b[2J\\n.jpg  error: an empty file (0 bytes)",
+    ]
+
+
+def test_links_in_a_circle_are_searched_once(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    draw_picture(tmp_path / "deep" / "x.png", "red")
+    (tmp_path / "deep" / "again").symlink_to(tmp_path)
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    found = [Path(path).name for path, _ in find_photographs([str(tmp_path)])]
+    assert found == ["x.png", "gone.png"]
+
+
+def test_coco_image_id() -> None:
+    assert coco_image_id("a/COCO_val2014_000000000139.jpg") == 139
+    assert coco_image_id("000000000790.jpg") == 790
+    assert coco_image_id("dog.jpg") is None
+
+
+def test_info(model: list[str], capsysbinary: Capture) -> None:
+    assert main(["info", *model[:2]]) == 0
+    out = capsysbinary.readouterr().out.decode()
+    assert "resnet18" in out
+    assert "words       13" in out
+
+
+def test_a_closed_pipe_ends_quietly(model: list[str], photographs: Path) -> None:
+    command = [sys.executable, "-m", "captioner", "caption", str(photographs), *model]
+    with subprocess.Popen(
+        [*command, "--batch-size", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
+def seconds(*arguments: str) -> float:
+    started = time.perf_counter()
+    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - started
+
+
+def median_ratio(ours: list[str], theirs: list[str], runs: int) -> float:
+    """Return the median ratio of two commands' times, measured in turn."""
+    seconds(*ours), seconds(*theirs)
+    ratios = [seconds(*ours) / seconds(*theirs) for _ in range(runs)]
+    return sorted(ratios)[runs // 2]
+
+
+def test_help_is_quick() -> None:
+    assert median_ratio(["-m", "captioner", "--help"], ["-c", "import argparse"], 9) <= 4.0

@@ -1,0 +1,57 @@
+"""Configs: every one loads and builds, and every mistake is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from captioner.config import Config, ConfigError, from_dict, load_config, to_dict
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_config_loads(path: Path) -> None:
+    config = load_config(path, ["encoder.weights=random"])
+    assert from_dict(Config, to_dict(config)) == config
+
+
+def test_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text("[optimizer]\nlr = 0.5\n")
+    overrides = ["data.images=a folder", "optimizer.lr=1e-4", "model.caption.attention=false"]
+    config = load_config(path, overrides)
+    assert config.data.images == "a folder"
+    assert config.optimizer.lr == 1e-4
+    assert config.model.caption.attention is False
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[optimiser]\nlr = 1.0", "unknown key 'optimiser'; known here: data, "),
+        ("[optimizer]\nrate = 1.0", "unknown key 'optimizer.rate'; known here: lr, "),
+        ("[optimizer]\nlr = 'fast'", "'optimizer.lr' is 'fast'; it takes a value of type float"),
+        ("[training]\nepochs = 0", "epochs is 0; it takes 1 to"),
+        ("[training]\nepochs = true", "'training.epochs' is True"),
+        ("[preprocessing]\nfit = 'stretch'", "it takes 'squash', 'crop'"),
+        ("[preprocessing]\nmean = [1.0]", "it takes 3 values"),
+        ("model = 3", "'model' is a table of keys, not 3"),
+        ("[model", "cannot be read as TOML"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(path)
+
+
+def test_bad_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text("")
+    with pytest.raises(ConfigError, match=r"section\.key=value, not 'lr'"):
+        load_config(path, ["lr"])
+    with pytest.raises(ConfigError, match="unknown key 'nonsense'"):
+        load_config(path, ["nonsense.lr=1"])

@@ -1,0 +1,118 @@
+"""The library: lists in, lists out, the same whatever else is in the batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import draw_picture
+from PIL import Image
+
+import captioner
+from captioner.checkpoint import Checkpoint, save_checkpoint
+from captioner.inference import Captioner
+
+
+def pictures(count: int) -> list[Image.Image]:
+    generator = np.random.default_rng(0)
+    sizes = [(40 + 7 * i, 240 - 5 * i) for i in range(count)]
+    return [Image.fromarray(generator.integers(0, 256, (*s, 3), np.uint8)) for s in sizes]
+
+
+def test_public_names() -> None:
+    for name in captioner.__all__:
+        assert getattr(captioner, name).__doc__
+    assert set(captioner.__all__) <= set(dir(captioner))
+    with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
+        _ = captioner.Nonsense
+
+
+def test_every_kind_of_image_is_the_same(tiny: Checkpoint, tmp_path: Path) -> None:
+    path = draw_picture(tmp_path / "x.png", "red")
+    image = Image.open(path)
+    tensor = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
+    found = Captioner(tiny).describe([path, str(path), image, tensor])
+    assert found == [found[0]] * 4
+
+
+def test_results_are_one_an_image_in_order(tiny: Checkpoint) -> None:
+    model, images = Captioner(tiny), pictures(5)
+    described = model.describe(images)
+    assert [d.caption for d in described] == model.caption(images)
+    assert [d.tags for d in described] == model.tags(images)
+    assert [d.captions[0] for d in described] == [d.caption for d in described]
+    assert [model.caption([]), model.tags([]), model.describe([])] == [[], [], []]
+    for tags in model.tags(images):
+        assert len({tag.name for tag in tags}) == len(tags)
+        assert [t.score for t in tags] == sorted((t.score for t in tags), reverse=True)
+        assert all(0.0 <= tag.score <= 1.0 for tag in tags)
+
+
+def test_threshold_drops_tags(tiny: Checkpoint) -> None:
+    model, images = Captioner(tiny), pictures(3)
+    everything = model.tags(images)
+    middle = sorted(tag.score for tags in everything for tag in tags)[len(everything)]
+    assert model.tags(images, threshold=middle) == [
+        [tag for tag in tags if tag.score >= middle] for tags in everything
+    ]
+    assert model.tags(images, threshold=1.1) == [[], [], []]
+
+
+def test_neighbours_change_nothing(tiny: Checkpoint) -> None:
+    model, images = Captioner(tiny), pictures(37)
+    together = [caption.text for caption in model.caption(images)]
+    assert [model.caption([image])[0].text for image in images] == together
+    assert [caption.text for caption in model.caption(images[::-1])] == together[::-1]
+
+
+def test_options_reach_the_search(tiny: Checkpoint) -> None:
+    options = captioner.SearchOptions(beam_size=4, num_captions=3, max_words=2)
+    for description in Captioner(tiny).describe(pictures(2), options):
+        assert len(description.captions) == 3
+        assert all(len(caption.text.split()) <= 2 for caption in description.captions)
+        values = [caption.log_prob for caption in description.captions]
+        assert values == sorted(values, reverse=True)
+
+
+@pytest.mark.parametrize("bare", ["dog.jpg", Path("dog.jpg"), Image.new("RGB", (2, 2))])
+def test_a_bare_image_is_refused(tiny: Checkpoint, bare: object) -> None:
+    for method in (Captioner(tiny).caption, Captioner(tiny).tags, Captioner(tiny).describe):
+        with pytest.raises(TypeError, match=r"write \["):
+            method(bare)  # type: ignore[arg-type]
+
+
+def test_an_unreadable_image_is_named(tiny: Checkpoint, photographs: Path) -> None:
+    images = [photographs / "b.jpg", photographs / "cut.jpg"]
+    with pytest.raises(captioner.ImageError, match=r"image 1 \(.*cut.jpg\): ") as caught:
+        Captioner(tiny).caption(images)
+    assert caught.value.index == 1
+    assert caught.value.path == str(photographs / "cut.jpg")
+    with (
+        Image.open(photographs / "cut.jpg") as cut,
+        pytest.raises(captioner.ImageError, match="image 0: ") as caught,
+    ):
+        Captioner(tiny).caption([cut])
+    assert caught.value.path is None
+
+
+@pytest.mark.parametrize("image", [3, None, torch.zeros(3, 4, 5), torch.zeros(5, 5).byte()])
+def test_what_is_no_image_is_refused(tiny: Checkpoint, image: object) -> None:
+    with pytest.raises((TypeError, ValueError), match="expected a"):
+        Captioner(tiny).caption([image])  # type: ignore[list-item]
+
+
+def test_load_chooses_device_and_precision(tiny: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(tiny, path)
+    loaded = Captioner.load(path, device="cpu", precision="bfloat16")
+    assert loaded.precision == torch.bfloat16
+    assert loaded.caption(pictures(2))
+    with pytest.raises(ValueError, match="it takes auto, cuda, mps, cpu"):
+        Captioner.load(path, device="abacus")
+    with pytest.raises(ValueError, match="it takes auto, float32 or bfloat16"):
+        Captioner.load(path, precision="int3")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="no cuda device"):
+            Captioner.load(path, device="cuda")

@@ -1,0 +1,142 @@
+"""Every annotation form, and what is wrong with a file is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from captioner.readers import DataError, Example, drop_junk, is_junk, load, read
+
+COCO: dict[str, Any] = {
+    "images": [{"id": 7, "file_name": "a.jpg"}, {"id": 8, "file_name": "b.jpg"}],
+    "annotations": [
+        {"image_id": 7, "caption": "a dog runs on grass"},
+        {"image_id": 8, "caption": "a man with a hat"},
+        {"image_id": 7, "caption": "the dog is running"},
+    ],
+}
+INSTANCES = {
+    "categories": [{"id": 1, "name": "dog"}, {"id": 2, "name": "sports ball"}],
+    "annotations": [
+        {"image_id": 7, "category_id": 2, "area": 10.0},
+        {"image_id": 7, "category_id": 1, "area": 50.5},
+        {"image_id": 7, "category_id": 2, "area": 10.0},
+    ],
+}
+
+
+def write(path: Path, content: object) -> Path:
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_coco(tmp_path: Path) -> None:
+    captions = write(tmp_path / "captions.json", COCO)
+    instances = write(tmp_path / "instances.json", INSTANCES)
+    texts = ("a dog runs on grass", "the dog is running")
+    assert read(captions, tmp_path)[0] == Example(tmp_path / "a.jpg", texts, None, 7)
+    with_tags = read(captions, tmp_path, instances=instances)
+    assert [example.tags for example in with_tags] == [("dog", "sports ball"), ()]
+
+
+def test_flickr8k(tmp_path: Path) -> None:
+    lines = "a.jpg#0\tA dog runs .\na.jpg#1\tThe dog .\nb.jpg#0\tA man .\n"
+    captions = write(tmp_path / "captions.token.txt", lines)
+    split = write(tmp_path / "dev.txt", "b.jpg\na.jpg\n")
+    assert [e.image.name for e in read(captions, tmp_path)] == ["a.jpg", "b.jpg"]
+    assert read(captions, tmp_path, str(split))[1].captions == ("A dog runs .", "The dog .")
+    write(split, "c.jpg\n")
+    with pytest.raises(DataError, match=r"dev.txt: 'c.jpg' has no caption"):
+        read(captions, tmp_path, str(split))
+
+
+def test_karpathy(tmp_path: Path) -> None:
+    images = [
+        {"filepath": "val2014", "filename": "a.jpg", "split": split, "cocoid": 3, "sentences": [
+            {"raw": "a dog runs"}]} for split in ("train", "restval", "test")
+    ]  # fmt: skip
+    captions = write(tmp_path / "dataset.json", {"images": images})
+    found = read(captions, tmp_path, "train+restval")
+    assert len(found) == 2
+    assert found[0] == Example(tmp_path / "val2014/a.jpg", ("a dog runs",), None, 3)
+    with pytest.raises(DataError, match="no photograph is in the split 'val'"):
+        read(captions, tmp_path, "val")
+
+
+def test_jsonl(tmp_path: Path) -> None:
+    lines = [{"image": "a.jpg", "captions": ["a dog"], "tags": ["dog"]}, {"image": "b.jpg"}]
+    captions = write(tmp_path / "data.jsonl", "\n".join(map(json.dumps, lines)))
+    with pytest.raises(DataError, match=r"data.jsonl:2: 'captions': expected a list of strings"):
+        read(captions, tmp_path)
+    write(captions, json.dumps(lines[0]))
+    assert read(captions, tmp_path) == [Example(tmp_path / "a.jpg", ("a dog",), ("dog",))]
+
+
+@pytest.mark.parametrize(
+    "caption", ["A", "two dogs", "broken image", "Sorry , no image found here"]
+)
+def test_junk(caption: str) -> None:
+    assert is_junk(caption)
+
+
+def test_junk_is_dropped_and_counted() -> None:
+    good, bad = "a dog runs on grass", "dog"
+    kept, dropped = drop_junk([Example(Path("a"), (good, bad)), Example(Path("b"), (bad,))])
+    assert kept == [Example(Path("a"), (good,))]
+    assert dropped == 2
+
+
+def test_missing_photographs_are_named(tmp_path: Path) -> None:
+    captions = write(tmp_path / "captions.json", COCO)
+    with pytest.raises(DataError, match="none of its photographs is in"):
+        load(captions, tmp_path)
+    (tmp_path / "b.jpg").touch()
+    examples, notes = load(captions, tmp_path)
+    assert [example.image.name for example in examples] == ["b.jpg"]
+    assert notes == [f"{tmp_path / 'a.jpg'} is missing and left out"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.json", '{"images": [', "x.json: cannot be read as JSON"),
+        ("x.json", [], "expected an object with a list 'images'"),
+        ("x.json", {**COCO, "annotations": [{"image_id": 9, "caption": "x"}]}, "has the id 9"),
+        ("x.json", {**COCO, "annotations": [{"image_id": 7}]}, "'caption' is None"),
+        ("x.json", {**COCO, "images": [{"id": 1, "file_name": "../a.jpg"}]}, "leaves the image"),
+        ("x.json", {**COCO, "images": [{"id": 1, "file_name": "/a.jpg"}]}, "leaves the image"),
+        ("x.json", {**COCO, "images": COCO["images"] * 2}, "id 7 stands twice"),
+        ("x.json", {**COCO, "annotations": []}, "no photograph has a caption"),
+        ("x.txt", "a.jpg A dog", "x.txt:1: expected NAME#N<TAB>caption"),
+        ("x.jsonl", "{", "x.jsonl:1: not JSON"),
+        ("x.jsonl", "[]", "x.jsonl:1: expected an object"),
+    ],
+)
+def test_bad_files_are_named(tmp_path: Path, name: str, content: object, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read(write(tmp_path / name, content), tmp_path)
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere.json: cannot be read"):
+        read(tmp_path / "nowhere.json", tmp_path)
+    with pytest.raises(DataError, match="photos: the image folder is not there"):
+        read(tmp_path / "nowhere.json", tmp_path / "photos")
+
+
+@pytest.mark.data
+def test_real_data(data: Path) -> None:
+    flickr, coco = data / "flickr8k", data / "coco-mini"
+    examples = read(flickr / "captions.token.txt", flickr / "images", str(flickr / "train.txt"))
+    assert len(examples) == 6000
+    kept, dropped = drop_junk(examples)
+    assert len(kept) == 6000
+    assert dropped == 15
+    found = read(coco / "captions.json", coco / "images", "", coco / "instances.json")
+    assert len(found) == 80
+    assert sum(len(example.captions) for example in found) == 400
+    assert all(example.image.is_file() for example in found)
+    assert any("sports ball" in (example.tags or ()) for example in found)

@@ -1,0 +1,205 @@
+"""Learning: where it starts, what it can learn by heart, and how it goes on after a kill."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import draw_picture, tiny_config
+from torch import Tensor
+
+from captioner.checkpoint import Checkpoint, load_checkpoint
+from captioner.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    OptimizerConfig,
+    TrainingConfig,
+)
+from captioner.dataset import batches
+from captioner.inference import Captioner
+from captioner.losses import sequence_loss
+from captioner.training import Trainer, fit, learning_rate_factor, read_data
+
+COLOURS = ["red", "green", "blue", "yellow", "black", "white", "orange", "purple"]
+CPU = torch.device("cpu")
+
+
+def quiet(_: str) -> None:
+    """Say nothing."""
+
+
+@pytest.fixture
+def drawn(tmp_path: Path) -> Config:
+    """Return the config of a run on eight drawn pictures, each with its own caption."""
+    lines = []
+    for number, colour in enumerate(COLOURS):
+        draw_picture(tmp_path / f"{colour}.png", colour, (30 + 30 * number, 120))
+        text = f"a {colour} disc on grey paper"
+        lines.append(json.dumps({"image": f"{colour}.png", "captions": [text], "tags": [colour]}))
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    return replace(
+        tiny_config(),
+        data=DataConfig(
+            images=str(tmp_path),
+            captions=str(tmp_path / "data.jsonl"),
+            val_captions=str(tmp_path / "data.jsonl"),
+            min_count=1,
+            tag_min_count=1,
+        ),
+        optimizer=OptimizerConfig(lr=0.02, warmup_steps=5, encoder_lr=1e-4),
+        training=TrainingConfig(
+            epochs=2, frozen_epochs=1, batch_size=4, precision="float32", label_smoothing=0.0
+        ),
+    )
+
+
+def test_untrained_loss_is_log_v() -> None:
+    v = 23
+    logits, targets = torch.zeros(2, 3, v), torch.full((2, 3), 5)
+    assert float(sequence_loss(logits, targets)) == pytest.approx(math.log(v))
+
+
+def test_untrained_model_starts_near_log_v(drawn: Config, tmp_path: Path) -> None:
+    trainer = Trainer(drawn, read_data(drawn), tmp_path / "run", CPU, quiet)
+    batch = next(batches(trainer.dataset, 8, 0, 0, 0, 0))
+    words, tags = (len(trainer.checkpoint.vocabulary), len(trainer.checkpoint.tags.vocabulary))
+    expected = math.log(words) + drawn.training.tag_weight * math.log(tags)
+    assert trainer.loss(batch).item() == pytest.approx(expected, rel=0.15)
+
+
+def test_learns_eight_pictures_by_heart(drawn: Config, tmp_path: Path) -> None:
+    caption = replace(drawn.model.caption, dropout=0.0)
+    tags = replace(drawn.model.tags, dropout=0.0, embedding=29)
+    config = replace(
+        drawn,
+        model=replace(drawn.model, grid_width=31, grid_dropout=0.0, caption=caption, tags=tags),
+        optimizer=replace(drawn.optimizer, lr=0.004),
+        training=replace(drawn.training, epochs=400, batch_size=8, tag_weight=2.0),
+    )
+    trainer = Trainer(config, read_data(config), tmp_path / "run", CPU, quiet)
+    trainer.model.encoder.freeze(True)
+    trainer.dataset.features = trainer._features(trainer.data.train)
+    trainer.model.train()
+    for epoch in range(400):
+        trainer.progress.step = epoch
+        trainer.update(next(batches(trainer.dataset, 8, 0, epoch, 0, 0)))
+    described = Captioner(trainer.checkpoint).describe([tmp_path / f"{c}.png" for c in COLOURS])
+    assert [d.caption.text for d in described] == [f"a {c} disc on grey paper" for c in COLOURS]
+    assert [[tag.name for tag in d.tags] for d in described] == [[c] for c in COLOURS]
+
+
+def parameters(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in checkpoint.model.state_dict().items()}
+
+
+class KilledError(Exception):
+    """Stands for SIGKILL: nothing of the run gets a chance to tidy up."""
+
+
+@pytest.mark.parametrize("kill_after", [1, 2, 3])
+def test_killed_and_continued_is_bit_for_bit_undisturbed(
+    drawn: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_after: int
+) -> None:
+    config = replace(drawn, training=replace(drawn.training, save_every=1))
+    fit(config, tmp_path / "whole", CPU, quiet)
+    save, saves = Trainer.save, []
+
+    def save_then_die(trainer: Trainer) -> None:
+        save(trainer)
+        saves.append(trainer.progress.step)
+        if len(saves) == kill_after:
+            raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "save", save_then_die)
+        with pytest.raises(KilledError):
+            fit(config, tmp_path / "cut", CPU, quiet)
+    fit(config, tmp_path / "cut", CPU, quiet)
+    whole, cut = (
+        parameters(load_checkpoint(tmp_path / run / "last.safetensors")) for run in ("whole", "cut")
+    )
+    assert all(torch.equal(cut[name], whole[name]) for name in whole)
+
+
+def test_another_config_is_refused(drawn: Config, tmp_path: Path) -> None:
+    fit(drawn, tmp_path / "run", CPU, quiet)
+    other = replace(drawn, optimizer=replace(drawn.optimizer, lr=0.1))
+    with pytest.raises(ConfigError, match=r"optimizer.lr was 0.02, now 0.1"):
+        fit(other, tmp_path / "run", CPU, quiet)
+
+
+def test_encoder_learns_only_end_to_end(drawn: Config, tmp_path: Path) -> None:
+    trainer = Trainer(drawn, read_data(drawn), tmp_path / "run", CPU, quiet)
+    (tmp_path / "run").mkdir()
+    start = parameters(trainer.checkpoint)
+    trainer.epoch()
+    frozen = parameters(trainer.checkpoint)
+    encoder = [name for name in start if name.startswith("encoder.")]
+    assert all(torch.equal(start[name], frozen[name]) for name in encoder)
+    assert not torch.equal(start["projection.0.weight"], frozen["projection.0.weight"])
+    trainer.finish_epoch()
+    trainer.epoch()
+    free = parameters(trainer.checkpoint)
+    changed = {name for name in encoder if not torch.equal(frozen[name], free[name])}
+    assert "encoder.backbone.conv1.weight" in changed
+    assert not any("running" in name for name in changed)
+
+
+def test_broken_photograph_is_named_and_skipped(drawn: Config, tmp_path: Path) -> None:
+    (tmp_path / "red.png").write_bytes(b"no picture")
+    (tmp_path / "green.png").unlink()
+    said: list[str] = []
+    fit(drawn, tmp_path / "run", CPU, said.append)
+    assert sum("red.png: not a picture" in line for line in said) == 1
+    assert sum("green.png is missing" in line for line in said) == 2  # once a split
+    log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert [entry["epoch"] for entry in log] == [1, 2]
+
+
+def test_features_are_kept_until_a_photograph_changes(drawn: Config, tmp_path: Path) -> None:
+    trainer = Trainer(drawn, read_data(drawn), tmp_path / "run", CPU, quiet)
+    first = trainer._features(trainer.data.train)
+    assert first.rows.shape == (8, 4, 512)
+    files = sorted((tmp_path / "run/features").iterdir())
+    trainer._features(trainer.data.train)
+    assert sorted((tmp_path / "run/features").iterdir()) == files
+    draw_picture(tmp_path / "red.png", "pink", (80, 80))
+    again = trainer._features(trainer.data.train)
+    place = COLOURS.index("red")
+    assert (again.rows[place] != first.rows[place]).any()
+    assert (again.rows[place + 1] == first.rows[place + 1]).all()
+
+
+def test_batches_are_a_function_of_the_epoch(drawn: Config, tmp_path: Path) -> None:
+    dataset = Trainer(drawn, read_data(drawn), tmp_path / "run", CPU, quiet).dataset
+    dataset.augmentation = "0/1"
+    whole = list(batches(dataset, 3, 0, 1, 0, 0))
+    rest = list(batches(dataset, 3, 0, 1, 1, 0))
+    assert len(whole) == 3
+    assert all(
+        torch.equal(a.images, b.images) and torch.equal(a.words, b.words)
+        for a, b in zip(whole[1:], rest, strict=True)
+    )
+    assert not torch.equal(next(batches(dataset, 3, 0, 2, 0, 0)).words, whole[0].words)
+
+
+def test_learning_rate_rises_then_falls_as_a_cosine() -> None:
+    factors = [learning_rate_factor(step, 100, 10) for step in range(101)]
+    assert factors[0] == pytest.approx(0.1)
+    assert max(factors) == factors[9]
+    assert factors[50] == pytest.approx(0.5)
+    assert factors[100] == 0.0
+    assert all(a > b for a, b in pairwise(factors[10:]))
+
+
+def test_what_the_config_lacks_is_named(drawn: Config) -> None:
+    with pytest.raises(ConfigError, match=r"data.images is not set"):
+        read_data(replace(drawn, data=replace(drawn.data, images="")))
+    with pytest.raises(ConfigError, match="what to validate on"):
+        read_data(replace(drawn, data=replace(drawn.data, val_captions="")))
