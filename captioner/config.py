@@ -108,10 +108,10 @@ class DataConfig(_Ranged):
     val_captions: str = ""
     val_instances: str = ""
     val_split: str = ""
-    vocabulary_size: int = _ranged(10_000, 5, 1000000)
-    min_count: int = _ranged(3, 1, 1000000)
-    tag_size: int = _ranged(1_000, 1, 1000000)
-    tag_min_count: int = _ranged(10, 1, 1000000)
+    vocabulary_size: int = _ranged(10_000, 5, 1_000_000)
+    min_count: int = _ranged(3, 1, 1_000_000)
+    tag_size: int = _ranged(1_000, 1, 1_000_000)
+    tag_min_count: int = _ranged(10, 1, 1_000_000)
     max_words: int = _ranged(18, 1, 200)
 
 
@@ -155,7 +155,9 @@ class ModelConfig(_Ranged):
 
 @dataclass(frozen=True)
 class OptimizerConfig(_Ranged):
-    """AdamW; learning rates rise over ``warmup_steps``, then fall to 0 as a cosine.
+    """AdamW; learning rates rise over ``warmup_steps`` and fall to 0 as a cosine.
+
+    The encoder's rises when the encoder begins to learn.
 
     ``clip_norm`` bounds the gradient's norm at each step.
     """
@@ -163,8 +165,8 @@ class OptimizerConfig(_Ranged):
     lr: float = _ranged(1e-3, 0.0, 1.0)
     encoder_lr: float = _ranged(1e-4, 0.0, 1.0)
     weight_decay: float = _ranged(1e-4, 0.0, 1.0)
-    clip_norm: float = _ranged(5.0, 1e-06, 1000000.0)
-    warmup_steps: int = _ranged(100, 0, 10000000)
+    clip_norm: float = _ranged(5.0, 1e-6, 1e6)
+    warmup_steps: int = _ranged(100, 0, 10_000_000)
 
 
 @dataclass(frozen=True)
@@ -176,15 +178,15 @@ class TrainingConfig(_Ranged):
     encoder learns. ``precision`` is that of the forward pass.
     """
 
-    epochs: int = _ranged(14, 1, 100000)
-    frozen_epochs: int = _ranged(8, 0, 100000)
-    batch_size: int = _ranged(32, 1, 100000)
+    epochs: int = _ranged(14, 1, 100_000)
+    frozen_epochs: int = _ranged(8, 0, 100_000)
+    batch_size: int = _ranged(32, 1, 100_000)
     label_smoothing: float = _ranged(0.1, 0.0, 0.9)
     tag_weight: float = _ranged(0.5, 0.0, 100.0)
     augment: bool = True
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: int = 0
-    save_every: int = _ranged(100, 1, 10000000)
+    save_every: int = _ranged(100, 1, 10_000_000)
     beam_size: int = _ranged(3, 1, 100)
 
 

@@ -89,8 +89,8 @@ class TagSet:
         """Return the tags of an example in the order the decoder learns to write them.
 
         From captions: the words that at least ``min_captions`` of them use (or all, if there are
-        fewer), the ones most captions agree on first, then the more frequent tag. Named objects
-        keep their order.
+        fewer), the ones most captions agree on first, and of these the rarer first, since it
+        says more. Named objects keep their order.
         """
         if example.tags is not None:
             return [name for name in dict.fromkeys(example.tags) if name in self.vocabulary]
@@ -101,7 +101,7 @@ class TagSet:
         needed = min(self._min_captions, len(example.captions))
         order = {name: rank for rank, name in enumerate(self.vocabulary.words)}
         agreed = [name for name, count in votes.items() if count >= needed]
-        return sorted(agreed, key=lambda name: (-votes[name], order[name]))
+        return sorted(agreed, key=lambda name: (-votes[name], -order[name]))
 
 
 def _spelling(counts: Counter[str]) -> str:

@@ -94,12 +94,13 @@ def read_data(config: Config) -> Data:
     return Data(train, examples["val"], notes)
 
 
-def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
-    """Return the share of the peak learning rate at a step: a linear rise, then a cosine to 0.
+def learning_rate_factor(step: int, steps: int, warmup: int, begin: int = 0) -> float:
+    """Return the share of the peak learning rate at a step: a cosine from 1 to 0 over ``steps``.
 
+    What learns from step ``begin`` on also rises from 0 over its first ``warmup`` steps.
     Source: Loshchilov and Hutter, "SGDR" (2017), equation 5, with one period.
     """
-    rise = min(1.0, (step + 1) / max(warmup, 1))
+    rise = min(1.0, max(step - begin + 1, 0) / max(warmup, 1))
     return rise * 0.5 * (1.0 + math.cos(math.pi * min(step / max(steps, 1), 1.0)))
 
 
@@ -113,13 +114,15 @@ def _load_encoder(encoder: Encoder, config: EncoderConfig) -> None:
     encoder.load_state_dict(default.state_dict())
 
 
-def _optimizer(model: CaptionModel, config: OptimizerConfig) -> torch.optim.AdamW:
+def _optimizer(
+    model: CaptionModel, config: OptimizerConfig, encoder_begins: int
+) -> torch.optim.AdamW:
     encoder = list(model.encoder.parameters())
     known = {id(parameter) for parameter in encoder}
     decoders = [parameter for parameter in model.parameters() if id(parameter) not in known]
     groups = [
-        {"params": decoders, "lr": config.lr, "peak": config.lr},
-        {"params": encoder, "lr": config.encoder_lr, "peak": config.encoder_lr},
+        {"params": decoders, "peak": config.lr, "begin": 0},
+        {"params": encoder, "peak": config.encoder_lr, "begin": encoder_begins},
     ]
     return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=config.weight_decay)
 
@@ -157,9 +160,10 @@ class Trainer:
         self.dataset = CaptionDataset(
             data.train, vocabulary, tags, config.preprocessing, config.data.max_words
         )
-        self.optimizer = _optimizer(model, config.optimizer)
         self.progress = Progress()
         self.steps_per_epoch = math.ceil(len(self.dataset) / settings.batch_size)
+        encoder_begins = settings.frozen_epochs * self.steps_per_epoch
+        self.optimizer = _optimizer(model, config.optimizer, encoder_begins)
         self._named: set[str] = set()
 
     @property

@@ -195,6 +195,10 @@ def test_learning_rate_rises_then_falls_as_a_cosine() -> None:
     assert max(factors) == factors[9]
     assert factors[50] == pytest.approx(0.5)
     assert factors[100] == 0.0
+    late = [learning_rate_factor(step, 100, 10, begin=50) for step in range(101)]
+    assert late[49] == 0.0
+    assert late[59:] == factors[59:]
+    assert late[54] == pytest.approx(0.5 * factors[54])
     assert all(a > b for a, b in pairwise(factors[10:]))
 
 
