@@ -64,7 +64,7 @@ class SearchOptions(_Ranged):
     beam_size: int = _ranged(3, 1, 100, "hypotheses kept at each step (1 is greedy search)")
     num_captions: int = _ranged(1, 1, 100, "captions for each photograph, at most the beam size")
     length_penalty: float = _ranged(
-        0.0, 0.0, 4.0, "power of (words + 1) that a log-probability is divided by; 1 is the average"
+        0.7, 0.0, 4.0, "power of (words + 1) that a log-probability is divided by; 1 is the average"
     )
     max_words: int = _ranged(20, 1, 200, "longest caption, in words")
 
@@ -178,8 +178,8 @@ class TrainingConfig(_Ranged):
     encoder learns. ``precision`` is that of the forward pass.
     """
 
-    epochs: int = _ranged(14, 1, 100_000)
-    frozen_epochs: int = _ranged(8, 0, 100_000)
+    epochs: int = _ranged(15, 1, 100_000)
+    frozen_epochs: int = _ranged(5, 0, 100_000)
     batch_size: int = _ranged(32, 1, 100_000)
     label_smoothing: float = _ranged(0.1, 0.0, 0.9)
     tag_weight: float = _ranged(0.5, 0.0, 100.0)

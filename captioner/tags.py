@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 
 import numpy as np
 
 from captioner.readers import Example
 from captioner.tokenizer import stem, tokenize
-from captioner.vocabulary import Vocabulary
+from captioner.vocabulary import SPECIAL, Vocabulary
 
 __all__ = ["Calibration", "TagSet", "content_words", "fit_calibration"]
 
@@ -60,8 +61,12 @@ class TagSet:
     def __init__(self, names: Sequence[str], min_captions: int = 2) -> None:
         """Take tag names, most frequent first; ``min_captions`` as in :meth:`of`."""
         self.vocabulary = Vocabulary(names)
-        self._by_stem = {stem(name): name for name in reversed(names)}
         self._min_captions = min_captions
+
+    @cached_property
+    def _by_stem(self) -> dict[str, str]:
+        # Only learning needs stems; whoever tags a photograph need not wait for them.
+        return {stem(name): name for name in reversed(self.vocabulary.words[len(SPECIAL) :])}
 
     @classmethod
     def build(cls, examples: Iterable[Example], size: int, min_count: int) -> TagSet:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     config = checkpoint.config
     # The strings of a data config are where its files lay; its numbers say how they were read.
-    nowhere = {f.name: "" for f in fields(config.data) if isinstance(f.default, str)}
+    nowhere: dict[str, Any] = {
+        f.name: "" for f in fields(config.data) if isinstance(f.default, str)
+    }
     checkpoint.config = replace(
         config,
         data=replace(config.data, **nowhere),
