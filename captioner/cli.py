@@ -149,21 +149,19 @@ def _run(args: argparse.Namespace, **what: Any) -> int:
         print(f"captioner: no photographs in {', '.join(args.paths)}", file=sys.stderr)
         return 0
     captioner = _load(args)
-    errors = 0
     # On a terminal the records themselves show how far the run is.
     hidden = True if args.output is None and sys.stdout.isatty() else None
-    with (
-        _writer(args) as writer,
-        tqdm(total=len(photographs), unit="photo", disable=hidden) as bar,
-    ):
-        for record in describe_folder(
+    errors = 0
+    with _writer(args) as writer, tqdm(total=len(photographs), disable=hidden) as bar:
+        records = describe_folder(
             captioner,
             photographs,
             batch_size=args.batch_size,
             workers=args.workers,
             progress=bar.update,
             **what,
-        ):
+        )
+        for record in records:
             writer.write(record)
             errors += "error" in record
     if errors:

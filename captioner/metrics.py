@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -114,32 +115,37 @@ def cider_d(
     counted = [[_ngrams(text) for text in texts] for texts in references]
     frequency = Counter(ngram for texts in counted for ngram in set().union(*texts))
     log_images = math.log(max(len(references), 1))
-
-    def vector(ngrams: NGrams) -> tuple[dict[tuple[str, ...], float], list[float]]:
-        weights = {g: c * (log_images - math.log(max(1, frequency[g]))) for g, c in ngrams.items()}
-        squares = [0.0] * 4
-        for ngram, weight in weights.items():
-            squares[len(ngram) - 1] += weight * weight
-        return weights, [math.sqrt(square) for square in squares]
-
     values = []
-    for words, texts, lengths in zip(
-        candidates, counted, ([len(t) for t in texts] for texts in references), strict=True
-    ):
-        weights, norms = vector(_ngrams(words))
-        total = 0.0
-        for ngrams, length in zip(texts, lengths, strict=True):
-            others, other_norms = vector(ngrams)
-            dots = [0.0] * 4
-            for ngram, weight in weights.items():
-                other = others.get(ngram, 0.0)
-                dots[len(ngram) - 1] += min(weight, other) * other
-            # coco-caption measures length in bigrams, one less than the words of either.
-            gap = max(len(words) - 1, 0) - max(length - 1, 0)
-            penalty = math.exp(-(gap**2) / (2.0 * _SIGMA**2))
-            for dot, norm, other_norm in zip(dots, norms, other_norms, strict=True):
-                if norm and other_norm:
-                    dot /= norm * other_norm
-                total += dot * penalty / 4.0
-        values.append(10.0 * total / len(texts))
+    for words, texts in zip(candidates, counted, strict=True):
+        candidate = _tf_idf(_ngrams(words), frequency, log_images)
+        others = [_tf_idf(ngrams, frequency, log_images) for ngrams in texts]
+        values.append(10.0 * sum(_similarity(candidate, o) for o in others) / len(others))
     return values
+
+
+class _Vector(NamedTuple):
+    weights: dict[tuple[str, ...], float]
+    norms: list[float]  # of the n-grams of each n
+    bigrams: int  # by which coco-caption measures length
+
+
+def _tf_idf(ngrams: NGrams, frequency: NGrams, log_images: float) -> _Vector:
+    weights = {g: c * (log_images - math.log(max(1, frequency[g]))) for g, c in ngrams.items()}
+    squares = [0.0] * 4
+    for ngram, weight in weights.items():
+        squares[len(ngram) - 1] += weight * weight
+    bigrams = sum(count for ngram, count in ngrams.items() if len(ngram) == 2)
+    return _Vector(weights, [math.sqrt(square) for square in squares], bigrams)
+
+
+def _similarity(candidate: _Vector, reference: _Vector) -> float:
+    dots = [0.0] * 4
+    for ngram, weight in candidate.weights.items():
+        other = reference.weights.get(ngram, 0.0)
+        dots[len(ngram) - 1] += min(weight, other) * other
+    cosines = [
+        dot / (ours * theirs) if ours and theirs else 0.0
+        for dot, ours, theirs in zip(dots, candidate.norms, reference.norms, strict=True)
+    ]
+    gap = candidate.bigrams - reference.bigrams
+    return sum(cosines) / 4.0 * math.exp(-(gap**2) / (2.0 * _SIGMA**2))

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,33 +65,35 @@ def read_data(config: Config) -> Data:
     ``notes`` says what was dropped. Raises ``readers.DataError`` when a split cannot be used,
     ``ConfigError`` when the config does not say where it is.
     """
-    data, notes = config.data, []
+    data = config.data
+    notes: list[str] = []
     for key in ("images", "captions"):
         if not getattr(data, key):
             raise ConfigError(f"data.{key} is not set; say where with --set data.{key}=…")
     if not data.val_captions and not data.val_split:
         raise ConfigError("data.val_captions or data.val_split must say what to validate on")
-    splits = {
-        "train": (data.images, data.captions, data.instances, data.split),
-        "val": (
-            data.val_images or data.images,
-            data.val_captions or data.captions,
-            data.val_instances or data.instances,
-            data.val_split,
-        ),
-    }
-    examples: dict[str, list[Example]] = {}
-    for name, (images, captions, instances, split) in splits.items():
+
+    def load(name: str, images: str, captions: str, instances: str, split: str) -> list[Example]:
         objects = Path(instances) if instances else None
-        examples[name], left_out = readers.load(Path(captions), Path(images), split, objects)
-        notes += [f"{name}: {note}" for note in left_out]
-        notes.append(f"{name}: {len(examples[name])} photographs")
-    train, junk = readers.drop_junk(examples["train"])
+        examples, left_out = readers.load(Path(captions), Path(images), split, objects)
+        notes.extend(f"{name}: {note}" for note in left_out)
+        notes.append(f"{name}: {len(examples)} photographs")
+        return examples
+
+    everything = load("train", data.images, data.captions, data.instances, data.split)
+    val = load(
+        "val",
+        data.val_images or data.images,
+        data.val_captions or data.captions,
+        data.val_instances or data.instances,
+        data.val_split,
+    )
+    train, junk = readers.drop_junk(everything)
     if not train:
         raise readers.DataError(f"{data.captions}: all {junk} captions are junk")
     notes.append(f"train: {junk} junk captions dropped")
     # Candidates are compared with what people wrote, all of it.
-    return Data(train, examples["val"], notes)
+    return Data(train, val, notes)
 
 
 def learning_rate_factor(step: int, steps: int, warmup: int, begin: int = 0) -> float:
@@ -202,41 +204,48 @@ class Trainer:
     def epoch(self) -> None:
         """Train to the end of the present epoch."""
         settings, progress = self.config.training, self.progress
-        frozen = progress.epoch < settings.frozen_epochs
-        self.model.encoder.freeze(frozen)
-        self.dataset.features = self._features(self.data.train) if frozen else None
-        augmented = settings.augment and not frozen
-        self.dataset.augmentation = f"{settings.seed}/{progress.epoch}" if augmented else None
-        self.model.train()
-        bar = tqdm(
+        self._begin_epoch()
+        started = time.monotonic()
+        with tqdm(
             total=self.steps_per_epoch,
             initial=progress.position,
             desc=f"epoch {progress.epoch + 1}/{settings.epochs}",
             unit="step",
             disable=None,
-        )
-        started = time.monotonic()
-        for batch in batches(
+        ) as bar:
+            for batch in self._batches():
+                self._name(batch.unreadable)
+                if len(batch.images):
+                    progress.loss_sum += self.update(batch)
+                progress.position += 1
+                progress.step += 1
+                bar.set_postfix(loss=f"{progress.loss_sum / progress.position:.3f}", refresh=False)
+                bar.update()
+                if progress.step % settings.save_every == 0:
+                    progress.seconds += time.monotonic() - started
+                    started = time.monotonic()
+                    self.save()
+        progress.seconds += time.monotonic() - started
+
+    def _begin_epoch(self) -> None:
+        settings, epoch = self.config.training, self.progress.epoch
+        frozen = epoch < settings.frozen_epochs
+        self.model.encoder.freeze(frozen)
+        self.dataset.features = self._features(self.data.train) if frozen else None
+        augmented = settings.augment and not frozen
+        self.dataset.augmentation = f"{settings.seed}/{epoch}" if augmented else None
+        self.model.train()
+
+    def _batches(self) -> Iterator[Batch]:
+        settings, progress = self.config.training, self.progress
+        return batches(
             self.dataset,
             settings.batch_size,
             settings.seed,
             progress.epoch,
             progress.position,
             self.workers,
-        ):
-            self._name(batch.unreadable)
-            if len(batch.images):
-                progress.loss_sum += self.update(batch)
-            progress.position += 1
-            progress.step += 1
-            bar.update()
-            bar.set_postfix(loss=f"{progress.loss_sum / progress.position:.3f}")
-            if progress.step % settings.save_every == 0:
-                progress.seconds += time.monotonic() - started
-                started = time.monotonic()
-                self.save()
-        progress.seconds += time.monotonic() - started
-        bar.close()
+        )
 
     def validate(self) -> Evaluation:
         """Caption and tag the validation split, and calibrate the tags' scores on it."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -75,3 +78,16 @@ def data() -> Path:
     if not folder:
         pytest.skip("CAPTIONER_TEST_DATA names no folder of real photographs")
     return Path(folder)
+
+
+def seconds(*arguments: str) -> float:
+    started = time.perf_counter()
+    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - started
+
+
+def median_ratio(ours: list[str], theirs: list[str], runs: int) -> float:
+    """Return the median ratio of two commands' times, measured in turn."""
+    seconds(*ours), seconds(*theirs)
+    ratios = [seconds(*ours) / seconds(*theirs) for _ in range(runs)]
+    return sorted(ratios)[runs // 2]

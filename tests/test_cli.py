@@ -6,18 +6,17 @@ import json
 import os
 import subprocess
 import sys
-import time
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import draw_picture
 
 from captioner.checkpoint import Checkpoint, save_checkpoint
 from captioner.cli import main
 from captioner.folder import TerminalWriter, coco_image_id, find_photographs
+from conftest import draw_picture, median_ratio
 
 Capture = pytest.CaptureFixture[bytes]
 
@@ -220,19 +219,6 @@ def test_a_closed_pipe_ends_quietly(model: list[str], photographs: Path) -> None
         assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b""
-
-
-def seconds(*arguments: str) -> float:
-    started = time.perf_counter()
-    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - started
-
-
-def median_ratio(ours: list[str], theirs: list[str], runs: int) -> float:
-    """Return the median ratio of two commands' times, measured in turn."""
-    seconds(*ours), seconds(*theirs)
-    ratios = [seconds(*ours) / seconds(*theirs) for _ in range(runs)]
-    return sorted(ratios)[runs // 2]
 
 
 def test_help_is_quick() -> None:

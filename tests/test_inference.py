@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import draw_picture
 from PIL import Image
 
 import captioner
 from captioner.checkpoint import Checkpoint, save_checkpoint
 from captioner.inference import Captioner
+from conftest import draw_picture
 
 
 def pictures(count: int) -> list[Image.Image]:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import draw_picture, tiny_config
 from torch import Tensor
 
 from captioner.checkpoint import Checkpoint, load_checkpoint
@@ -25,6 +24,7 @@ from captioner.dataset import batches
 from captioner.inference import Captioner
 from captioner.losses import sequence_loss
 from captioner.training import Trainer, fit, learning_rate_factor, read_data
+from conftest import draw_picture, tiny_config
 
 COLOURS = ["red", "green", "blue", "yellow", "black", "white", "orange", "purple"]
 CPU = torch.device("cpu")

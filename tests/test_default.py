@@ -1,0 +1,105 @@
+"""The embedded default: what is in the package, how good it is, how soon it speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.metadata import files
+from pathlib import Path
+
+import pytest
+import torch
+
+from captioner import readers
+from captioner.checkpoint import default_path
+from captioner.config import SearchOptions
+from captioner.evaluation import Evaluation, evaluate_images
+from captioner.inference import Captioner
+from captioner.metrics import paired_bootstrap
+from captioner.readers import Example
+from captioner.tags import content_words
+from conftest import draw_picture, median_ratio
+
+BEAM_3 = SearchOptions(beam_size=3)
+
+
+@pytest.fixture(scope="module")
+def default() -> Captioner:
+    return Captioner.load(device="cpu", precision="float32")
+
+
+@pytest.fixture(scope="module")
+def dev(data: Path) -> list[Example]:
+    flickr = data / "flickr8k"
+    return readers.read(flickr / "captions.token.txt", flickr / "images", str(flickr / "dev.txt"))
+
+
+@pytest.fixture(scope="module")
+def result(default: Captioner, dev: list[Example]) -> Iterator[Evaluation]:
+    with torch.inference_mode():
+        yield evaluate_images(default.checkpoint, dev, BEAM_3, workers=0)[0]
+
+
+def test_the_package_holds_what_it_promises() -> None:
+    installed = {path.name: path for path in files("captioner") or []}
+    assert {"LICENSE", "entry_points.txt"} <= installed.keys()
+    package = default_path().parent.parent
+    assert (package / "py.typed").exists()
+    assert (package / "weights" / "MODEL_CARD.md").exists()
+    assert default_path().stat().st_size <= 16_000_000
+
+
+def test_tags_are_content_words(default: Captioner) -> None:
+    names = default.checkpoint.tags.vocabulary.words[4:]
+    assert all(content_words(name) == [name] for name in names)
+
+
+@pytest.mark.data
+def test_captions_are_good(result: Evaluation) -> None:
+    assert len(result.captions) == 1000
+    assert result.scores.bleu[3] >= 0.20
+    assert result.scores.cider_d >= 0.50
+
+
+@pytest.mark.data
+def test_captions_read_as_a_person_writes(result: Evaluation) -> None:
+    for caption in result.captions:
+        assert "<" not in caption.text
+        assert " '" not in caption.text
+        assert caption.text == caption.text.strip() != ""
+
+
+@pytest.mark.data
+def test_tags_are_good(result: Evaluation) -> None:
+    assert result.tag_precision >= 0.60
+    assert result.tag_precision >= 2 * result.tag_baseline
+    assert result.different_tags >= 150
+    assert all(len({tag.name for tag in tags}) == len(tags) for tags in result.tags)
+
+
+@pytest.mark.data
+def test_true_shapes_cost_little(default: Captioner, dev: list[Example], data: Path) -> None:
+    originals = data / "flickr8k" / "dev-original"
+    squashed = [e for e in dev if (originals / e.image.name).exists()]
+    assert len(squashed) == 113
+    own_shape = [replace(e, image=originals / e.image.name) for e in squashed]
+    scores = [
+        evaluate_images(default.checkpoint, examples, BEAM_3, workers=0)[0].scores
+        for examples in (own_shape, squashed)
+    ]
+    _, _, high = paired_bootstrap(scores[0].cider_d_per_image, scores[1].cider_d_per_image)
+    assert high >= -0.03
+
+
+@pytest.mark.data
+def test_neighbours_change_no_caption(default: Captioner, dev: list[Example]) -> None:
+    paths = [example.image for example in dev[:64]]
+    together = [caption.text for caption in default.caption(paths)]
+    assert [default.caption([path])[0].text for path in paths] == together
+    assert [caption.text for caption in default.caption(paths[::-1])] == together[::-1]
+
+
+def test_the_first_caption_comes_soon(tmp_path: Path) -> None:
+    picture = str(draw_picture(tmp_path / "x.jpg", "red", (640, 480)))
+    ours, theirs = ["-m", "captioner", "caption", picture], ["-c", "import torch, torchvision"]
+    assert median_ratio(ours, theirs, 5) <= 1.5
