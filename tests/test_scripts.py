@@ -1,0 +1,80 @@
+"""The scripts, run as a newcomer runs them: draw, train, evaluate, export, caption."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(script: str, *arguments: str, status: int = 0) -> str:
+    """Run a script; return what it said."""
+    command = [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr
+
+
+def train(shapes: Path, run_folder: Path, *overrides: str, status: int = 0) -> str:
+    places = [
+        f"data.images={shapes / 'images'}",
+        f"data.captions={shapes / 'train.json'}",
+        f"data.instances={shapes / 'instances.json'}",
+        f"data.val_captions={shapes / 'val.json'}",
+    ]
+    settings = [argument for place in (*places, *overrides) for argument in ("--set", place)]
+    config = str(ROOT / "configs" / "shapes.toml")
+    return run("train", config, "--run", str(run_folder), *settings, status=status)
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("drawn") / "shapes"
+    run("draw_shapes", str(folder), "--count", "150")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def best(shapes: Path) -> Path:
+    said = train(shapes, shapes.parent / "run")
+    assert "train: 135 photographs" in said
+    return shapes.parent / "run" / "best.safetensors"
+
+
+def test_training_learns_the_shapes(shapes: Path, best: Path) -> None:
+    report = shapes.parent / "report.json"
+    run(
+        "evaluate", str(best), "--images", str(shapes / "images"), "--captions",
+        str(shapes / "val.json"), "--instances", str(shapes / "instances.json"),
+        "--output", str(report),
+    )  # fmt: skip
+    figures = json.loads(report.read_text())["figures"]
+    assert figures["photographs"] == 15
+    assert figures["bleu_1"] > 0.8
+    assert figures["tag_precision"] > 0.6
+
+
+def test_export_is_small_and_forgets_the_machine(shapes: Path, best: Path) -> None:
+    small = shapes.parent / "small.safetensors"
+    run("export", str(best), str(small), "--provenance", "data=drawn shapes")
+    assert small.stat().st_size < 0.3 * best.stat().st_size
+    assert str(shapes).encode() not in small.read_bytes()
+    command = [sys.executable, "-m", "captioner", "info", "--model", str(small)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "drawn shapes" in done.stdout
+
+
+def test_mistakes_end_with_one_line(shapes: Path, tmp_path: Path) -> None:
+    said = train(shapes, tmp_path / "run", "optimizer.rate=1", status=2)
+    assert said.startswith("train.py: unknown key 'optimizer.rate'; known here: lr")
+    said = train(shapes, tmp_path / "run", "data.captions=nowhere.json", status=2)
+    assert "nowhere.json: cannot be read" in said
+    said = run("evaluate", "no.safetensors", "--images", ".", "--captions", "no.json", status=2)
+    assert said.startswith("evaluate.py: no.json: cannot be read")
+    assert "no such file" in run("export", "no.safetensors", "x.safetensors", status=2)
