@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from captioner.config import Config, ConfigError, from_dict, to_dict
+from captioner.config import Config, from_dict, to_dict
 from captioner.encoder import Encoder
 from captioner.model import CaptionModel
 from captioner.tags import Calibration, TagSet
@@ -72,6 +72,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path, storage: str = "float32"
         "config": to_dict(checkpoint.config),
         "vocabulary": checkpoint.vocabulary.words[len(SPECIAL) :],
         "tags": checkpoint.tags.vocabulary.words[len(SPECIAL) :],
+        "tag_frequencies": checkpoint.tags.frequencies,
         "calibration": [checkpoint.calibration.slope, checkpoint.calibration.offset],
         "provenance": checkpoint.provenance,
     }
@@ -110,16 +111,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint; ``CheckpointError`` for anything that is not one. Nothing is executed."""
     metadata, tensors = _read(path)
     try:
-        config = from_dict(Config, metadata["config"])
-        vocabulary, tags = Vocabulary(metadata["vocabulary"]), TagSet(metadata["tags"])
-        calibration = Calibration(*map(float, metadata["calibration"]))
-        provenance = dict(metadata["provenance"])
-        with torch.device("meta"):  # no time is spent on random weights
-            model = build_model(config, vocabulary, tags)
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
-        raise CheckpointError(f"{path}: its metadata is not captioner's: {error}") from error
-    _assign(model, tensors, path)
-    return Checkpoint(model.eval(), config, vocabulary, tags, calibration, provenance)
+        checkpoint = _from_metadata(metadata)
+        _assign(checkpoint.model, _restored(tensors))
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"{path}: not a checkpoint of captioner's: {reason}") from error
+    return checkpoint
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -130,30 +127,61 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 raise CheckpointError(f"{path}: not a checkpoint of captioner's")
             metadata = json.loads(stored["captioner"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except CheckpointError:
+        raise
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path}: not a safetensors file: {error}") from error
+    except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: not a safetensors file: {reason}") from error
     return metadata, tensors
 
 
-def _assign(model: CaptionModel, tensors: dict[str, Tensor], path: Path) -> None:
-    for name in [name for name in tensors if name.endswith(_SCALE)]:
-        scale = tensors.pop(name)
-        weight = tensors[name.removesuffix(_SCALE)].float()
-        tensors[name.removesuffix(_SCALE)] = weight * scale.view(-1, *[1] * (weight.ndim - 1))
+def _from_metadata(metadata: dict[str, Any]) -> Checkpoint:
+    config = from_dict(Config, metadata["config"])
+    frequencies = [float(share) for share in metadata["tag_frequencies"]]
+    tags = TagSet(_strings(metadata["tags"]), frequencies)
+    vocabulary = Vocabulary(_strings(metadata["vocabulary"]))
+    slope, offset = map(float, metadata["calibration"])
+    with torch.device("meta"):  # no time is spent on random weights
+        model = build_model(config, vocabulary, tags)
+    provenance = dict(metadata["provenance"])
+    calibration = Calibration(slope, offset)
+    return Checkpoint(model.eval(), config, vocabulary, tags, calibration, provenance)
+
+
+def _strings(values: object) -> list[str]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TypeError("its vocabulary is not a list of words")
+    return values
+
+
+def _restored(stored: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors as they are computed with: int8 times its scales, halves as floats."""
+    tensors = {name: t for name, t in stored.items() if not name.endswith(_SCALE)}
+    for name, tensor in tensors.items():
+        scale = stored.get(name + _SCALE)
+        if scale is not None:
+            if scale.shape != tensor.shape[:1] or tensor.dtype != torch.int8:
+                raise ValueError(f"the scale of {name!r} does not fit it")
+            tensors[name] = tensor.float() * scale.view(-1, *[1] * (tensor.ndim - 1)).float()
+        elif tensor.dtype == torch.float16:
+            tensors[name] = tensor.float()
+        if not tensors[name].isfinite().all():
+            raise ValueError(f"the tensor {name!r} holds numbers that are not finite")
+    return tensors
+
+
+def _assign(model: CaptionModel, tensors: dict[str, Tensor]) -> None:
     expected = dict(model.named_parameters()) | dict(model.named_buffers())
     for name in sorted(expected.keys() ^ tensors.keys()):
         problem = "is missing" if name in expected else "has no place in the model"
-        raise CheckpointError(f"{path}: the tensor {name!r} {problem}")
+        raise ValueError(f"the tensor {name!r} {problem}")
     for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape:
-            shapes = f"{tuple(tensor.shape)}, not {tuple(expected[name].shape)}"
-            raise CheckpointError(f"{path}: the tensor {name!r} has the shape {shapes}")
-        if tensor.dtype == torch.float16:
-            tensors[name] = tensor.float()
+        wanted = expected[name]
+        if (tensor.shape, tensor.dtype) != (wanted.shape, wanted.dtype):
+            found, needed = (f"{tuple(t.shape)} {t.dtype}" for t in (tensor, wanted))
+            raise ValueError(f"the tensor {name!r} is {found}, not {needed}")
     model.load_state_dict(tensors, strict=False, assign=True)
     for decoder in (model.caption_decoder, model.tag_decoder):
         decoder.tie()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -35,9 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (_UsageError, ConfigError) as error:
         print(f"captioner: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:
+    except OSError as error:
         # Python would complain again when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            print(f"captioner: cannot write any further: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("captioner: stopped; the records written so far are whole", file=sys.stderr)
@@ -110,8 +113,8 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, not {text!r}")
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 4096):
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to 4096, not {text!r}")
     return int(text)
 
 
@@ -175,19 +178,19 @@ def _find(given: Sequence[str]) -> list[Found]:
     paths: list[str] = []
     for path in given:
         if path == "-":
+            if sys.stdin is None:
+                raise _UsageError("- needs a list of paths on standard input")
             lines = os.fsdecode(sys.stdin.buffer.read()).split("\n")
             paths += [line for line in lines if line]
         else:
             paths.append(path)
-    missing = [path for path in paths if not os.path.lexists(path)]
+    missing = [path for path in paths if not os.path.exists(path)]
     if paths and len(missing) == len(paths):
         raise _UsageError(f"no such file or folder: {', '.join(map(repr, missing[:5]))}")
     return list(find_photographs(paths))
 
 
 def _check_output(args: argparse.Namespace, photographs: Sequence[Found]) -> None:
-    from captioner.folder import coco_image_id
-
     if args.output is None:
         return
     ending = os.path.splitext(args.output)[1].lower()
@@ -199,9 +202,20 @@ def _check_output(args: argparse.Namespace, photographs: Sequence[Found]) -> Non
     if not os.path.isdir(folder):
         raise _UsageError(f"--output {args.output}: there is no folder {folder}")
     if ending == ".json":
-        for found in photographs:
-            if coco_image_id(found.path) is None:
-                raise _UsageError(f"{found.path}: its name ends in no number to be a COCO image id")
+        _check_image_ids(photographs)
+
+
+def _check_image_ids(photographs: Sequence[Found]) -> None:
+    from captioner.folder import coco_image_id
+
+    seen: dict[int, str] = {}
+    for path, _ in photographs:
+        image_id = coco_image_id(path)
+        if image_id is None:
+            raise _UsageError(f"{path}: its name ends in no number to be a COCO image id")
+        if image_id in seen:
+            raise _UsageError(f"{path} and {seen[image_id]} have the same COCO image id")
+        seen[image_id] = path
 
 
 @contextmanager
@@ -210,12 +224,15 @@ def _writer(args: argparse.Namespace) -> Iterator[Writer]:
 
     if args.output is not None:
         try:
-            with open(args.output, "wb") as file:
-                coco = args.output.lower().endswith(".json")
-                yield CocoWriter(file) if coco else JsonLinesWriter(file)
+            file = open(args.output, "wb")  # noqa: SIM115
         except OSError as error:
             raise _UsageError(f"--output {args.output}: {error.strerror}") from error
+        with file:
+            coco = args.output.lower().endswith(".json")
+            yield CocoWriter(file) if coco else JsonLinesWriter(file)
     elif sys.stdout.isatty():
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
         yield TerminalWriter(sys.stdout)
     else:
         yield JsonLinesWriter(sys.stdout.buffer)
@@ -233,23 +250,28 @@ def _load(args: argparse.Namespace) -> Captioner:
 
 def _info(args: argparse.Namespace) -> int:
     from captioner.checkpoint import default_path
+    from captioner.folder import printable
+    from captioner.vocabulary import SPECIAL
 
     captioner = _load(args)
-    path = args.model or default_path()
-    checkpoint = captioner.checkpoint
-    config = checkpoint.config
-    parameters = sum(p.numel() for p in checkpoint.model.parameters())
+    checkpoint, config = captioner.checkpoint, captioner.checkpoint.config
+    size = os.path.getsize(args.model or default_path())
+    parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
     rows = {
-        "model": "embedded default" if args.model is None else args.model,
-        "size": f"{os.path.getsize(path):,} bytes, {parameters:,} parameters",
-        "encoder": f"{config.encoder.name}, {config.preprocessing.size} pixels, "
+        "model": args.model or "the one in the package",
+        "size": f"{size:,} bytes, {parameters:,} parameters",
+        "encoder": config.encoder.name,
+        "pixels": f"{config.preprocessing.size} x {config.preprocessing.size}, "
         f"{config.preprocessing.fit}",
-        "words": f"{len(checkpoint.vocabulary):,}",
-        "tags": f"{len(checkpoint.tags.vocabulary):,}",
+        "words": f"{len(checkpoint.vocabulary) - len(SPECIAL):,}",
+        "tags": f"{len(checkpoint.tags.vocabulary) - len(SPECIAL):,}",
         "device": str(captioner.device),
         "precision": str(captioner.precision).removeprefix("torch."),
-        **{key: str(value) for key, value in checkpoint.provenance.items()},
+        **checkpoint.provenance,
     }
     for key, value in rows.items():
-        print(f"{key:<11} {value}")
+        shown = (
+            ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        )
+        print(printable(f"{key:<13} {shown}"))
     return 0

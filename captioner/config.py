@@ -91,6 +91,13 @@ class Preprocessing(_Ranged):
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
+    def __post_init__(self) -> None:
+        """Check every range."""
+        super().__post_init__()
+        for name, values, low in (("mean", self.mean, 0.0), ("std", self.std, 1e-3)):
+            if not all(low <= value <= 1.0 for value in values):
+                raise ConfigError(f"{name} is {values}; each takes {low} to 1.0")
+
 
 @dataclass(frozen=True)
 class DataConfig(_Ranged):
@@ -155,9 +162,7 @@ class ModelConfig(_Ranged):
 
 @dataclass(frozen=True)
 class OptimizerConfig(_Ranged):
-    """AdamW; learning rates rise over ``warmup_steps`` and fall to 0 as a cosine.
-
-    The encoder's rises when the encoder begins to learn.
+    """AdamW; learning rates rise over ``warmup_steps``, then fall to 0 as a cosine.
 
     ``clip_norm`` bounds the gradient's norm at each step.
     """
@@ -209,15 +214,35 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     """Build a config dataclass; ``ConfigError`` names an unknown key or a wrong type."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"expected a table of keys, not {values!r}")
     hints = typing.get_type_hints(cls)
     known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
     for key in values:
         if key not in known:
             raise ConfigError(f"unknown key {where + key!r}; known here: {', '.join(known)}")
-    return cls(**{k: _convert(hints[k], v, where + k) for k, v in values.items()})
+    converted = {key: _convert(hints[key], value, where + key) for key, value in values.items()}
+    try:
+        return cls(**converted)
+    except ConfigError as error:
+        raise ConfigError(f"{where}{error}") from None
+
+
+class _Text(str):
+    """A value as it stands on the command line."""
+
+    def parsed(self, hint: Any) -> Any:
+        """Return it as TOML, or as it is where a string is wanted or it is no TOML."""
+        try:
+            value = tomllib.loads(f"x = {self}")["x"]
+        except tomllib.TOMLDecodeError:
+            return str(self)
+        return str(self) if hint is str and not isinstance(value, str) else value
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
+    if isinstance(value, _Text):
+        value = value.parsed(hint)
     if is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where!r} is a table of keys, not {value!r}")
@@ -263,7 +288,4 @@ def _override(values: dict[str, Any], override: str) -> None:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
             raise ConfigError(f"unknown key {key!r}: {section!r} is not a section")
-    try:
-        values[name] = tomllib.loads(f"x = {text}")["x"]
-    except tomllib.TOMLDecodeError:
-        values[name] = text
+    values[name] = _Text(text)

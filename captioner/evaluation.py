@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,13 +14,21 @@ from captioner.checkpoint import Checkpoint
 from captioner.config import SearchOptions
 from captioner.dataset import Features, pixel_batches
 from captioner.generation import Caption, Tag, write_captions, write_tags
-from captioner.metrics import Scores, score
-from captioner.readers import Example
+from captioner.metrics import Scores, paired_bootstrap, score
+from captioner.readers import DataError, Example
 from captioner.tags import content_words
 from captioner.tokenizer import stem
 from captioner.vocabulary import SPECIAL
 
-__all__ = ["Evaluation", "evaluate", "evaluate_images", "feature_grids", "pixel_grids", "tag_hits"]
+__all__ = [
+    "Evaluation",
+    "compare_images",
+    "evaluate",
+    "evaluate_images",
+    "feature_grids",
+    "pixel_grids",
+    "tag_hits",
+]
 
 Grids = Iterable[tuple[list[int], Tensor]]
 
@@ -45,6 +55,13 @@ class Evaluation:
         """Return all figures by name."""
         names = ("tag_precision", "tag_baseline", "different_tags")
         return {**self.scores.as_dict(), **{name: getattr(self, name) for name in names}}
+
+    def written(self) -> list[dict[str, Any]]:
+        """Return what was written of each photograph."""
+        return [
+            {"image": str(e.image), "caption": c.text, "tags": [tag.name for tag in tags]}
+            for e, c, tags in zip(self.examples, self.captions, self.tags, strict=True)
+        ]
 
 
 def pixel_grids(
@@ -84,23 +101,23 @@ def evaluate(
 ) -> Evaluation:
     """Caption and tag every example of the grids, and score the result.
 
-    Raises ``ValueError`` when there is no grid at all.
+    Raises ``DataError`` when there is no grid at all.
     """
     checkpoint.model.eval()
     places: list[int] = []
     captions: list[Caption] = []
     tags: list[list[Tag]] = []
-    model, words, names = checkpoint.model, checkpoint.vocabulary, checkpoint.tags.vocabulary
+    model, words = checkpoint.model, checkpoint.vocabulary
     for batch_places, grid in grids:
         places += batch_places
         captions += [c[0] for c in write_captions(model.caption_decoder, words, grid, options)]
-        tags += write_tags(model.tag_decoder, names, checkpoint.calibration, grid)
+        tags += write_tags(model.tag_decoder, checkpoint.tags, checkpoint.calibration, grid)
     if not places:
-        raise ValueError("none of the photographs to evaluate on could be read")
+        raise DataError("none of the photographs to evaluate on could be read")
     read = [examples[place] for place in places]
     scores = score([caption.text for caption in captions], [e.captions for e in read])
     first = [found[:3] for found in tags]
-    frequent = [Tag(name, 1.0) for name in names.words[len(SPECIAL) :][:3]]
+    frequent = [Tag(name, 1.0) for name in checkpoint.tags.vocabulary.words[len(SPECIAL) :][:3]]
     return Evaluation(
         read,
         captions,
@@ -121,6 +138,24 @@ def evaluate_images(
     grids = pixel_grids(checkpoint, paths, workers, unreadable)
     result = evaluate(checkpoint, examples, grids, options)
     return result, {paths[place]: why for place, why in unreadable.items()}
+
+
+def compare_images(
+    checkpoint: Checkpoint, result: Evaluation, images: Path, options: SearchOptions, workers: int
+) -> dict[str, float | tuple[float, float]]:
+    """Evaluate on the same photographs (by name) in another folder.
+
+    Returns its CIDEr-D, the mean of the result's minus it, and the 95 % interval of that by a
+    paired bootstrap over photographs. Raises ``DataError`` when one of them cannot be read.
+    """
+    examples = [replace(e, image=images / e.image.name) for e in result.examples]
+    other, unreadable = evaluate_images(checkpoint, examples, options, workers)
+    for path, why in unreadable.items():
+        raise DataError(f"{path} cannot be compared: {why}")
+    mean, low, high = paired_bootstrap(
+        result.scores.cider_d_per_image, other.scores.cider_d_per_image
+    )
+    return {"cider_d_there": other.scores.cider_d, "gap": mean, "gap_95": (low, high)}
 
 
 def _precision(examples: Sequence[Example], tags: Sequence[Sequence[Tag]]) -> float:

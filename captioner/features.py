@@ -30,8 +30,9 @@ def encode_features(
     rows_path, done_path = folder / f"{key}.npy", folder / f"{key}.json"
     if not done_path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        unreadable = _write(encoder, paths, rows_path, precision, workers)
-        temporary = done_path.with_suffix(".tmp")
+        temporary = folder / f"{key}.{os.getpid()}.tmp"
+        unreadable = _write(encoder, paths, temporary, precision, workers)
+        os.replace(temporary, rows_path)
         temporary.write_text(json.dumps(unreadable), encoding="utf-8")
         os.replace(temporary, done_path)
     unreadable = json.loads(done_path.read_text(encoding="utf-8"))
@@ -61,7 +62,8 @@ def _write(
             rows = np.lib.format.open_memmap(target, mode="w+", dtype=np.float16, shape=shape)
         rows[batch.places] = features
     if rows is None:
-        np.save(target, np.empty((len(paths), 0, encoder.width), np.float16))
+        with target.open("wb") as file:
+            np.save(file, np.empty((len(paths), 0, encoder.width), np.float16))
     else:
         rows.flush()
     progress.close()
@@ -76,7 +78,8 @@ def _key(encoder: Encoder, paths: Sequence[str], precision: torch.dtype) -> str:
     for path in paths:
         try:
             stat = os.stat(path)
-            digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+            seen = f"{stat.st_size} {stat.st_mtime_ns}"
         except OSError:
-            digest.update(f"{path}\0missing\n".encode())
+            seen = "missing"
+        digest.update(os.fsencode(path) + f"\0{seen}\n".encode())
     return digest.hexdigest()[:24]

@@ -6,8 +6,10 @@ import json
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -30,7 +32,11 @@ __all__ = [
     "coco_image_id",
     "describe_folder",
     "find_photographs",
+    "printable",
 ]
+
+# What Pillow opens but cannot decode, at least not without another program.
+_NO_PHOTOGRAPHS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 
 Record = dict[str, Any]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -50,7 +56,8 @@ def find_photographs(paths: Iterable[str]) -> Iterator[Found]:
     begin with a dot; links to folders are followed, but no folder is searched twice.
     """
     Image.init()
-    endings = {ending for ending, name in Image.EXTENSION.items() if name in Image.OPEN}
+    readable = Image.OPEN.keys() - _NO_PHOTOGRAPHS
+    endings = {ending for ending, name in Image.EXTENSION.items() if name in readable}
     for path in paths:
         if os.path.isdir(path):
             yield from _search_folder(path, endings, set())
@@ -96,8 +103,10 @@ def describe_folder(
     ``workers`` threads decode photographs while the model works; never more than four batches
     are held. ``progress`` is told how many photographs were done after each batch.
     """
-    with ThreadPoolExecutor(workers) as pool:
-        decoded = _ahead(pool, lambda found: _decode(captioner, found), photographs, 3 * batch_size)
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        closing(_ahead(pool, partial(_decode, captioner), photographs, 3 * batch_size)) as decoded,
+    ):
         while batch := list(islice(decoded, batch_size)):
             pixels = [image for _, image in batch if not isinstance(image, str)]
             described = iter(_describe(captioner, pixels, options, captions, tags))
@@ -121,7 +130,7 @@ def _ahead(
     function: Callable[[Found], tuple[str, Pixels | str]],
     items: Iterable[Found],
     depth: int,
-) -> Iterator[tuple[str, Pixels | str]]:
+) -> Generator[tuple[str, Pixels | str], None, None]:
     waiting: deque[Future[tuple[str, Pixels | str]]] = deque()
     try:
         for item in items:
@@ -211,13 +220,14 @@ class TerminalWriter:
 
     def write(self, record: Record) -> None:
         """Write one line."""
-        parts = [_printable(record["image"])]
+        parts = [printable(record["image"])]
         if "error" in record:
-            parts.append(f"error: {_printable(record['error'])}")
+            parts.append(f"error: {printable(record['error'])}")
         if "caption" in record:
-            parts.append(record["caption"])
+            parts.append(printable(record["caption"]))
         if "tags" in record:
-            parts.append(f"[{', '.join(tag['name'] for tag in record['tags'])}]")
+            names = ", ".join(printable(tag["name"]) for tag in record["tags"])
+            parts.append(f"[{names}]")
         print("  ".join(parts), file=self._stream, flush=True)
 
 
@@ -228,7 +238,8 @@ def _json(value: object) -> bytes:
         return json.dumps(value).encode()
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Return a text that is safe on a terminal: control characters are written as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -10,17 +10,19 @@ from torch import Tensor
 
 from captioner.config import SearchOptions
 from captioner.decoder import Decoder, DecoderState
-from captioner.search import Forbid, Hypothesis, NoRepeat, TokenRule, search
-from captioner.tags import Calibration
+from captioner.search import Forbid, Hypothesis, NoRepeat, Shift, TokenRule, search
+from captioner.tags import Calibration, TagSet
 from captioner.tokenizer import detokenize
-from captioner.vocabulary import BOS, PAD, UNK, Vocabulary
+from captioner.vocabulary import BOS, PAD, SPECIAL, UNK, Vocabulary
 
 __all__ = ["TAG_OPTIONS", "Caption", "Tag", "write_captions", "write_tags"]
 
 _NEVER = Forbid((PAD, BOS, UNK))
 
-TAG_OPTIONS = SearchOptions(beam_size=3, max_words=8)
+TAG_OPTIONS = SearchOptions(beam_size=3, length_penalty=0.0, max_words=8)
 """How tags are searched."""
+
+_RARITY = 0.3
 
 
 class Caption(NamedTuple):
@@ -48,17 +50,30 @@ def write_captions(
 
 
 def write_tags(
-    decoder: Decoder, vocabulary: Vocabulary, calibration: Calibration, grid: Tensor
+    decoder: Decoder, tags: TagSet, calibration: Calibration, grid: Tensor
 ) -> list[list[Tag]]:
-    """Return the tags of each image of the grid ``(B, N, D)``, best first, none twice."""
-    tags: list[list[Tag]] = []
-    for hypotheses in _search(decoder, grid, TAG_OPTIONS, [_NEVER, NoRepeat()]):
-        best = hypotheses[0]
-        names = vocabulary.decode(best.tokens)
-        scores = [calibration(log_prob) for log_prob in best.token_log_probs]
-        found = [Tag(name, score) for name, score in zip(names, scores, strict=False)]
-        tags.append(sorted(found, key=lambda tag: -tag.score))
-    return tags
+    """Return the tags of each image of the grid ``(B, N, D)``, best first, none twice.
+
+    The search divides each tag's probability by a power of the tag's frequency, so that what is
+    particular to a photograph is said before what is true of many: logit adjustment, Menon et
+    al. (2021), equation 9. The score is that of the probability itself.
+    """
+    rarity = torch.zeros(len(tags.vocabulary), device=grid.device)
+    rarity[len(SPECIAL) :] = -_RARITY * torch.tensor(tags.frequencies).log()
+    rules: list[TokenRule] = [_NEVER, NoRepeat(), Shift(rarity)]
+    return [
+        _scored(hypotheses[0], tags.vocabulary, rarity.tolist(), calibration)
+        for hypotheses in _search(decoder, grid, TAG_OPTIONS, rules)
+    ]
+
+
+def _scored(
+    best: Hypothesis, vocabulary: Vocabulary, rarity: Sequence[float], calibration: Calibration
+) -> list[Tag]:
+    terms = zip(best.tokens, best.token_log_probs, strict=False)  # EOS has a term, but no score
+    scores = [calibration(log_prob - rarity[token]) for token, log_prob in terms]
+    found = zip(vocabulary.decode(best.tokens), scores, strict=True)
+    return sorted((Tag(name, score) for name, score in found), key=lambda tag: -tag.score)
 
 
 @torch.inference_mode()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import warnings
+import stat
 from random import Random
 
 import numpy as np
@@ -13,7 +13,7 @@ from captioner.config import Preprocessing
 
 __all__ = ["ImageError", "UnreadableError", "augment", "open_rgb", "prepare", "read_pixels"]
 
-Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+FilePath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 
 class UnreadableError(ValueError):
@@ -29,24 +29,24 @@ class ImageError(ValueError):
         self.reason, self.index, self.path = reason, index, path
 
 
-def open_rgb(path: Path) -> Image.Image:
+def open_rgb(path: FilePath) -> Image.Image:
     """Open a photograph as RGB: upright by its EXIF orientation, transparency on white.
 
     An animation gives its first frame. Raises ``UnreadableError`` for anything that cannot be
     read to its end as a picture.
     """
     try:
-        with warnings.catch_warnings():
-            # Pillow only warns of a decompression bomb up to twice its limit of pixels.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
-            with Image.open(os.fsdecode(path)) as image:
-                image.load()
-                return to_rgb(image)
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            # Reading from a pipe or a device might never end.
+            raise UnreadableError("a folder or a device, not a photograph")
+        with Image.open(os.fsdecode(path)) as image:
+            _check_size(image)
+            image.load()
+            return to_rgb(image)
+    except UnreadableError:
+        raise
     except FileNotFoundError:
         raise UnreadableError("no such file") from None
-    except IsADirectoryError:
-        raise UnreadableError("a folder, not a photograph") from None
     except UnidentifiedImageError:
         raise UnreadableError(_why_unidentified(path)) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -57,7 +57,15 @@ def open_rgb(path: Path) -> Image.Image:
         raise UnreadableError(f"damaged: {type(error).__name__}: {error}") from None
 
 
-def _why_unidentified(path: Path) -> str:
+def _check_size(image: Image.Image) -> None:
+    # Pillow itself only warns up to twice its limit.
+    limit = Image.MAX_IMAGE_PIXELS or 0
+    if 0 < limit < image.width * image.height:
+        size = f"{image.width} x {image.height} pixels"
+        raise UnreadableError(f"too large to open safely: {size}, more than {limit:,}")
+
+
+def _why_unidentified(path: FilePath) -> str:
     empty = os.stat(path).st_size == 0
     return "an empty file (0 bytes)" if empty else "not a picture that Pillow can read"
 
@@ -65,17 +73,25 @@ def _why_unidentified(path: Path) -> str:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return any Pillow image as upright RGB, transparency composited on white."""
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        # 16-bit grey; Pillow's own conversion would clip instead of scale.
-        wide = np.asarray(image).astype(np.float64)
-        scale = 255.0 / 65535.0 if wide.max(initial=0.0) > 255.0 else 1.0
-        image = Image.fromarray((wide.clip(0.0) * scale).clip(0.0, 255.0).astype(np.uint8))
-    if image.mode in {"LA", "La", "RGBa", "PA"} or "transparency" in image.info:
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _to_eight_bits(image)
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.mode in {"LA", "RGBa", "PA"} or "transparency" in image.info:
         image = image.convert("RGBA")
     if image.mode == "RGBA":
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     return image.convert("RGB")
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Scale grey of more than 8 bits; Pillow's own conversion would clip it."""
+    grey = np.nan_to_num(np.asarray(image).astype(np.float64)).clip(0.0)
+    peak = grey.max(initial=0.0)
+    whites = [65535.0] if image.mode.startswith("I;16") else [1.0, 255.0, 65535.0]
+    white = next((white for white in whites if peak <= white), peak)
+    return Image.fromarray((grey * (255.0 / white)).astype(np.uint8))
 
 
 def prepare(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
@@ -88,7 +104,7 @@ def prepare(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(fitted).transpose(2, 0, 1))
 
 
-def read_pixels(path: Path, preprocessing: Preprocessing) -> np.ndarray:
+def read_pixels(path: FilePath, preprocessing: Preprocessing) -> np.ndarray:
     """Open and scale a photograph: pixels ``(3, h, w)``, uint8; raises ``UnreadableError``."""
     return prepare(open_rgb(path), preprocessing)
 

@@ -73,7 +73,8 @@ class Captioner:
         """
         chosen = choose_device(device)
         number_type = choose_precision(precision, chosen)
-        return cls(load_checkpoint(Path(path or default_path())), chosen, number_type)
+        file = default_path() if path is None else Path(path)
+        return cls(load_checkpoint(file), chosen, number_type)
 
     def caption(
         self, images: Iterable[ImageLike], options: SearchOptions | None = None
@@ -132,8 +133,8 @@ class Captioner:
 
         ``threshold`` drops tags whose score, 0…1, is lower; ``None`` keeps all that were found.
         """
-        names = self.checkpoint.tags.vocabulary
-        found = write_tags(self._model.tag_decoder, names, self.checkpoint.calibration, grid)
+        checkpoint = self.checkpoint
+        found = write_tags(self._model.tag_decoder, checkpoint.tags, checkpoint.calibration, grid)
         if threshold is None:
             return found
         return [[tag for tag in tags if tag.score >= threshold] for tags in found]
@@ -158,7 +159,7 @@ def _open(image: ImageLike) -> Image.Image:
     if isinstance(image, Image.Image):
         try:
             return to_rgb(image)
-        except OSError as error:  # Pillow reads lazily, so a truncated file shows only here
+        except Exception as error:  # Pillow reads lazily, so any damage shows only here
             raise UnreadableError(str(error)) from error
     if isinstance(image, Tensor):
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:

@@ -26,7 +26,7 @@ __all__ = [
 
 # What annotators wrote when the photograph did not load, or when they had nothing to say.
 _JUNK_PHRASES = re.compile(
-    r"\b(broken image|image not (?:found|available|loading)|no image|not? photo|"
+    r"\b(broken image|image not (?:found|available|loading)|no image (?:found|available|here)|"
     r"(?:photo|picture|image) (?:is )?(?:unavailable|missing)|does not load|did not load|"
     r"cannot see (?:the )?(?:image|picture|photo)|unable to see)\b",
     re.IGNORECASE,
@@ -52,7 +52,8 @@ class Example:
 
 def is_junk(caption: str) -> bool:
     """Whether a caption says nothing: at most two words, or a phrase such as "broken image"."""
-    return len(re.findall(r"\w+", caption)) <= 2 or _JUNK_PHRASES.search(caption) is not None
+    words = [word for word in caption.split() if re.search(r"\w", word)]
+    return len(words) <= 2 or _JUNK_PHRASES.search(caption) is not None
 
 
 def drop_junk(examples: Iterable[Example]) -> tuple[list[Example], int]:
@@ -84,14 +85,14 @@ def drop_missing(examples: Iterable[Example]) -> tuple[list[Example], list[Path]
 
 def _load_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as JSON: {error}") from error
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as text: {error}") from error
     return [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
@@ -162,7 +163,8 @@ def _coco_tags(path: Path) -> dict[int, tuple[str, ...]]:
         if category_id not in names:
             raise DataError(f"{where}: no category has the id {category_id}")
         image_id = _field(annotation, "image_id", int, where)
-        areas[image_id][names[category_id]] += float(annotation.get("area", 0.0))
+        area = _field(annotation, "area", (int, float), where) if "area" in annotation else 0.0
+        areas[image_id][names[category_id]] += area
     return {
         image_id: tuple(sorted(counts, key=lambda name: (-counts[name], name)))
         for image_id, counts in areas.items()
@@ -200,7 +202,8 @@ def read_karpathy(captions: Path, images: Path, splits: Sequence[str]) -> list[E
         where = f"{captions}: images[{index}]"
         if _field(image, "split", str, where) not in splits:
             continue
-        name = f"{image.get('filepath', '')}/{_field(image, 'filename', str, where)}".lstrip("/")
+        folder = _field(image, "filepath", str, where) if "filepath" in image else ""
+        name = f"{folder}/{_field(image, 'filename', str, where)}".lstrip("/")
         sentences = _entries(image, "sentences", captions)
         texts = tuple(_field(sentence, "raw", str, where) for sentence in sentences)
         path = _inside(images, name, where)
@@ -251,6 +254,10 @@ def read(
     """
     if not images.is_dir():
         raise DataError(f"{images}: the image folder is not there")
+    if instances is not None and (captions.suffix != ".json" or split):
+        raise DataError(f"{instances}: instances go with COCO captions, not with {captions}")
+    if split and captions.suffix == ".jsonl":
+        raise DataError(f"{captions}: JSONL has no splits, so not {split!r} either")
     if captions.suffix == ".txt":
         examples = read_flickr8k(captions, images, Path(split) if split else None)
     elif captions.suffix == ".jsonl":
@@ -267,13 +274,14 @@ def read(
 def load(
     captions: Path, images: Path, split: str = "", instances: Path | None = None
 ) -> tuple[list[Example], list[str]]:
-    """Read a data set as :func:`read` does, without the photographs that are not there.
+    """Read a data set as :func:`read` does, without what has no caption or no photograph.
 
     The notes name what was left out. Raises ``DataError`` also when no photograph is left.
     """
-    examples, missing = drop_missing(read(captions, images, split, instances))
+    captioned = [e for e in read(captions, images, split, instances) if e.captions]
+    examples, missing = drop_missing(captioned)
     if not examples:
-        raise DataError(f"{captions}: none of its photographs is in {images}")
+        raise DataError(f"{captions}: none of its captioned photographs is in {images}")
     shown = [f"{path} is missing and left out" for path in missing[:20]]
     if len(missing) > len(shown):
         shown.append(f"{len(missing)} photographs of {captions} are missing in all")

@@ -16,6 +16,7 @@ __all__ = [
     "Forbid",
     "Hypothesis",
     "NoRepeat",
+    "Shift",
     "State",
     "Step",
     "TokenRule",
@@ -74,6 +75,18 @@ class NoRepeat:
         return log_probs.scatter(1, tokens, -torch.inf)
 
 
+class Shift:
+    """Something added to each token's log-probability."""
+
+    def __init__(self, shifts: Tensor) -> None:
+        """Take the shifts ``(V,)``."""
+        self._shifts = shifts
+
+    def __call__(self, tokens: Tensor, log_probs: Tensor) -> Tensor:
+        """Add them."""
+        return log_probs + self._shifts
+
+
 class Hypothesis(NamedTuple):
     """One finished sequence."""
 
@@ -125,7 +138,8 @@ def search(
     ``first``, ``(B,)``, is the token each image starts from (BOS), and ``state`` has a row an
     image. A hypothesis that is not finished after ``options.max_words`` tokens is closed with
     EOS at its own log-probability. An image whose hypotheses the rules leave no way to finish
-    gives an empty list. Images leave the batch as soon as nothing can change their result.
+    gives an empty list. Images leave the batch as soon as nothing can change their result. As in
+    any beam search of a width that is not full, hypotheses may push out one that ends better.
 
     Source: Graves (2012), section 3.2; length penalty as in Wu et al. (2016), equation 14, with
     (words + 1) for its (5 + words) / 6.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -58,10 +58,24 @@ class TagSet:
     them that is not rare: "run" for "runs" and "running".
     """
 
-    def __init__(self, names: Sequence[str], min_captions: int = 2) -> None:
-        """Take tag names, most frequent first; ``min_captions`` as in :meth:`of`."""
+    def __init__(
+        self,
+        names: Sequence[str],
+        frequencies: Sequence[float] | None = None,
+        min_captions: int = 2,
+    ) -> None:
+        """Take tag names, most frequent first, and the share of photographs that have each.
+
+        ``min_captions`` is as in :meth:`of`. Raises ``ValueError`` for a share outside 0…1.
+        """
         self.vocabulary = Vocabulary(names)
+        self.frequencies = tuple(frequencies or [1.0] * len(names))
         self._min_captions = min_captions
+        if len(self.frequencies) != len(names):
+            raise ValueError(f"{len(self.frequencies)} frequencies for {len(names)} tags")
+        for name, share in zip(names, self.frequencies, strict=True):
+            if not 0.0 < share <= 1.0:
+                raise ValueError(f"the frequency of the tag {name!r} is {share}")
 
     @cached_property
     def _by_stem(self) -> dict[str, str]:
@@ -76,19 +90,20 @@ class TagSet:
         """
         photographs: Counter[str] = Counter()
         spellings: dict[str, Counter[str]] = defaultdict(Counter)
+        examples = list(examples)
         for example in examples:
-            if example.tags is not None:
-                found = {name: [name] for name in example.tags}
-            else:
-                found = defaultdict(list)
-                for word in (w for c in example.captions for w in content_words(c)):
-                    found[stem(word)].append(word)
+            found: dict[str, list[str]] = defaultdict(list)
+            for key, word in _candidates(example):
+                found[key].append(word)
             for key, words in found.items():
                 photographs[key] += 1
                 spellings[key].update(words)
         ranked = sorted(photographs.items(), key=lambda item: (-item[1], item[0]))
-        names = [_spelling(spellings[key]) for key, count in ranked if count >= min_count]
-        return cls(list(dict.fromkeys(names))[:size])
+        shares: dict[str, float] = {}
+        for key, count in ranked:
+            if count >= min_count and len(shares) < size:
+                shares.setdefault(_spelling(spellings[key]), count / len(examples))
+        return cls(list(shares), list(shares.values()))
 
     def of(self, example: Example) -> list[str]:
         """Return the tags of an example in the order the decoder learns to write them.
@@ -109,6 +124,14 @@ class TagSet:
         return sorted(agreed, key=lambda name: (-votes[name], -order[name]))
 
 
+def _candidates(example: Example) -> Iterator[tuple[str, str]]:
+    if example.tags is not None:
+        yield from ((name, name) for name in example.tags)
+    else:
+        words = (word for caption in example.captions for word in content_words(caption))
+        yield from ((stem(word), word) for word in words)
+
+
 def _spelling(counts: Counter[str]) -> str:
     common = [word for word, count in counts.items() if count >= 0.05 * counts.total()]
     return min(common, key=lambda word: (len(word), -counts[word], word))
@@ -121,12 +144,17 @@ class Calibration:
     """
 
     def __init__(self, slope: float = 1.0, offset: float = 0.0) -> None:
-        """``score = sigmoid(slope * logit(p) + offset)``; the default leaves p as it is."""
+        """``score = sigmoid(slope * logit(p) + offset)``; the default leaves p as it is.
+
+        Raises ``ValueError`` for numbers that are not finite, or so large that no fit gives them.
+        """
+        if not (abs(slope) <= 100.0 and abs(offset) <= 100.0):
+            raise ValueError(f"the calibration {slope}, {offset} is out of range")
         self.slope, self.offset = slope, offset
 
     def __call__(self, log_prob: float) -> float:
         """Return the score in 0…1 of a tag that the decoder gave this log-probability."""
-        return 1.0 / (1.0 + math.exp(-(self.slope * _logit(log_prob) + self.offset)))
+        return 1.0 / (1.0 + math.exp(-max(self.slope * _logit(log_prob) + self.offset, -700.0)))
 
 
 def _logit(log_prob: float) -> float:

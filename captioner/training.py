@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -12,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from captioner import readers
+from captioner import __version__, readers
 from captioner.checkpoint import (
     Checkpoint,
     build_model,
@@ -48,6 +49,7 @@ from captioner.vocabulary import PAD, Vocabulary
 __all__ = ["Data", "Trainer", "fit", "learning_rate_factor", "read_data"]
 
 Say = Callable[[str], None]
+_RESUME = "resume.safetensors"
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,11 @@ class Data:
     train: list[Example]
     val: list[Example]
     notes: list[str]
+
+    def digest(self) -> str:
+        """Return a hash of every path, caption and tag."""
+        everything = repr((self.train, self.val)).encode("utf-8", "surrogateescape")
+        return hashlib.sha256(everything).hexdigest()
 
 
 def read_data(config: Config) -> Data:
@@ -96,13 +103,12 @@ def read_data(config: Config) -> Data:
     return Data(train, val, notes)
 
 
-def learning_rate_factor(step: int, steps: int, warmup: int, begin: int = 0) -> float:
-    """Return the share of the peak learning rate at a step: a cosine from 1 to 0 over ``steps``.
+def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
+    """Return the share of the peak learning rate at a step: a linear rise, then a cosine to 0.
 
-    What learns from step ``begin`` on also rises from 0 over its first ``warmup`` steps.
     Source: Loshchilov and Hutter, "SGDR" (2017), equation 5, with one period.
     """
-    rise = min(1.0, max(step - begin + 1, 0) / max(warmup, 1))
+    rise = min(1.0, (step + 1) / max(warmup, 1))
     return rise * 0.5 * (1.0 + math.cos(math.pi * min(step / max(steps, 1), 1.0)))
 
 
@@ -116,15 +122,13 @@ def _load_encoder(encoder: Encoder, config: EncoderConfig) -> None:
     encoder.load_state_dict(default.state_dict())
 
 
-def _optimizer(
-    model: CaptionModel, config: OptimizerConfig, encoder_begins: int
-) -> torch.optim.AdamW:
+def _optimizer(model: CaptionModel, config: OptimizerConfig) -> torch.optim.AdamW:
     encoder = list(model.encoder.parameters())
     known = {id(parameter) for parameter in encoder}
     decoders = [parameter for parameter in model.parameters() if id(parameter) not in known]
     groups = [
-        {"params": decoders, "peak": config.lr, "begin": 0},
-        {"params": encoder, "peak": config.encoder_lr, "begin": encoder_begins},
+        {"params": decoders, "peak": config.lr},
+        {"params": encoder, "peak": config.encoder_lr},
     ]
     return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=config.weight_decay)
 
@@ -147,7 +151,7 @@ class Trainer:
     def __init__(
         self, config: Config, data: Data, run: Path, device: torch.device, say: Say
     ) -> None:
-        """Build the model and, where the run folder holds a cut-off run, continue it."""
+        """Build the vocabularies, the model and the optimizer of a run at its beginning."""
         self.config, self.data, self.run, self.device, self.say = config, data, run, device, say
         settings = config.training
         self.precision = choose_precision(settings.precision, device)
@@ -158,14 +162,21 @@ class Trainer:
         tags = TagSet.build(data.train, config.data.tag_size, config.data.tag_min_count)
         model = build_model(config, vocabulary, tags)
         _load_encoder(model.encoder, config.encoder)
-        self.checkpoint = Checkpoint(model.to(device), config, vocabulary, tags)
+        provenance = {
+            "photographs": len(data.train),
+            "captions": sum(len(example.captions) for example in data.train),
+            "encoder from": Path(config.encoder.weights).name,
+            "versions": f"captioner {__version__}, torch {torch.__version__}",
+        }
+        self.checkpoint = Checkpoint(
+            model.to(device), config, vocabulary, tags, provenance=provenance
+        )
         self.dataset = CaptionDataset(
             data.train, vocabulary, tags, config.preprocessing, config.data.max_words
         )
         self.progress = Progress()
         self.steps_per_epoch = math.ceil(len(self.dataset) / settings.batch_size)
-        encoder_begins = settings.frozen_epochs * self.steps_per_epoch
-        self.optimizer = _optimizer(model, config.optimizer, encoder_begins)
+        self.optimizer = _optimizer(model, config.optimizer)
         self._named: set[str] = set()
 
     @property
@@ -307,10 +318,14 @@ class Trainer:
         self.save()
         return result
 
+    def _tensors(self) -> dict[str, Tensor]:
+        model = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        return {name: tensor.detach() for name, tensor in model.items()}
+
     def save(self) -> None:
         """Write all that an exact continuation needs to the run folder, in one file."""
         names = {id(p): name for name, p in self.model.named_parameters()}
-        tensors = {f"model.{name}": p.detach() for name, p in self.model.named_parameters()}
+        tensors = {f"model.{name}": tensor for name, tensor in self._tensors().items()}
         for parameter, state in self.optimizer.state.items():
             for key, value in state.items():
                 tensors[f"optimizer.{key}.{names[id(parameter)]}"] = value
@@ -321,32 +336,51 @@ class Trainer:
         metadata = {
             "progress": json.dumps(vars(self.progress)),
             "config": json.dumps(to_dict(self.config)),
+            "data": self.data.digest(),
         }
-        write_tensors(tensors, self.run / "resume.safetensors", metadata)
+        write_tensors(tensors, self.run / _RESUME, metadata)
 
     def resume(self) -> None:
-        """Continue from the run folder, exactly; ``ConfigError`` if it is another config's."""
-        with safe_open(self.run / "resume.safetensors", framework="pt") as file:
-            metadata = file.metadata()
-            saved = json.loads(metadata["config"])
-            if saved != json.loads(json.dumps(to_dict(self.config))):
-                raise ConfigError(
-                    f"{self.run} holds a run with another config: {_difference(saved, self.config)}"
-                )
-            parameters = dict(self.model.named_parameters())
-            for key in file.keys():  # noqa: SIM118
-                kind, _, name = key.partition(".")
-                if kind == "model":
-                    parameters[name].data.copy_(file.get_tensor(key))
-                elif kind == "optimizer":
-                    state, _, name = name.partition(".")
-                    value = file.get_tensor(key)
-                    value = value if state == "step" else value.to(self.device)
-                    self.optimizer.state[parameters[name]][state] = value
-            torch.set_rng_state(file.get_tensor("random.cpu"))
-            if self.device.type == "cuda":
-                torch.cuda.set_rng_state(file.get_tensor("random.cuda"), self.device)
+        """Continue from the run folder, exactly.
+
+        Raises ``ConfigError`` if it holds a run with another config or other data, or cannot be
+        read.
+        """
+        path = self.run / _RESUME
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata()
+                self._check_same(json.loads(metadata["config"]), metadata["data"])
+                for key in file.keys():  # noqa: SIM118
+                    self._restore(key, file.get_tensor(key))
+        except (SafetensorError, KeyError, RuntimeError) as error:
+            raise ConfigError(f"{path} cannot be continued from: {error}") from error
         self.progress = Progress(**json.loads(metadata["progress"]))
+        # A kill between the two writes leaves a line of an epoch that is done again.
+        log = self.run / "log.jsonl"
+        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+        log.write_text("".join(f"{line}\n" for line in lines[: self.progress.epoch]), "utf-8")
+
+    def _check_same(self, config: Mapping[str, Any], data: str) -> None:
+        changes = _difference(config, json.loads(json.dumps(to_dict(self.config))))
+        if changes:
+            raise ConfigError(f"{self.run} holds a run with another config: {changes}")
+        if data != self.data.digest():
+            raise ConfigError(f"{self.run} holds a run on other photographs or captions")
+
+    def _restore(self, key: str, tensor: Tensor) -> None:
+        kind, _, name = key.partition(".")
+        if kind == "model":
+            self._tensors()[name].copy_(tensor)
+        elif kind == "optimizer":
+            state, _, name = name.partition(".")
+            parameter = self.model.get_parameter(name)
+            value = tensor if state == "step" else tensor.to(self.device)
+            self.optimizer.state[parameter][state] = value
+        elif name == "cpu":
+            torch.set_rng_state(tensor)
+        else:
+            torch.cuda.set_rng_state(tensor, self.device)
 
 
 def _teacher_forcing(
@@ -358,14 +392,15 @@ def _teacher_forcing(
     return sequence_loss(logits, targets[keep], label_smoothing)
 
 
-def _difference(saved: Mapping[str, Any], config: Config) -> str:
-    ours = json.loads(json.dumps(to_dict(config)))
-    return ", ".join(
-        f"{section}.{key} was {saved[section].get(key)!r}, now {value!r}"
-        for section, values in ours.items()
-        for key, value in values.items()
-        if saved.get(section, {}).get(key) != value
-    )
+def _difference(saved: Mapping[str, Any], ours: Mapping[str, Any], where: str = "") -> str:
+    changes = []
+    for key in sorted(saved.keys() | ours.keys()):
+        was, now = saved.get(key), ours.get(key)
+        if isinstance(was, dict) and isinstance(now, dict):
+            changes.append(_difference(was, now, f"{where}{key}."))
+        elif was != now:
+            changes.append(f"{where}{key} was {was!r}, now {now!r}")
+    return ", ".join(filter(None, changes))
 
 
 def fit(config: Config, run: Path, device: torch.device, say: Say = print) -> Path:
@@ -373,12 +408,14 @@ def fit(config: Config, run: Path, device: torch.device, say: Say = print) -> Pa
 
     A run folder that holds a cut-off run is continued where it stood.
     """
-    run.mkdir(parents=True, exist_ok=True)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("training on several devices is not there yet; start one process")
     data = read_data(config)
+    run.mkdir(parents=True, exist_ok=True)
     for note in data.notes:
         say(note)
     trainer = Trainer(config, data, run, device, say)
-    if (run / "resume.safetensors").exists():
+    if (run / _RESUME).exists():
         trainer.resume()
         say(f"continuing at epoch {trainer.progress.epoch + 1}, step {trainer.progress.position}")
     while trainer.progress.epoch < config.training.epochs:

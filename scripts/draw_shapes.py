@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=300, help="pictures, a tenth to validate on")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
+    if args.folder.exists():
+        parser.error(f"{args.folder} exists already")
     random, splits = Random(args.seed), ("train", "val")
     categories = [{"id": i, "name": name} for i, name in enumerate(SHAPES, 1)]
     data: dict[str, Any] = {split: {"images": [], "annotations": []} for split in splits}

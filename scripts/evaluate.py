@@ -11,11 +11,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
+
+from captioner import readers
+from captioner.checkpoint import CheckpointError
+from captioner.config import ConfigError, SearchOptions
+from captioner.evaluation import compare_images, evaluate_images
+from captioner.inference import Captioner
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    from captioner.config import SearchOptions
-
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -25,51 +30,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--instances", type=Path)
     parser.add_argument("--split", default="", help="list of names (Flickr8k), or split (Karpathy)")
     parser.add_argument("--compare-images", type=Path, help="the same photographs once more")
+    parser.add_argument("--fit", choices=("squash", "crop"), help="other than the checkpoint's")
     parser.add_argument("--beam-size", type=int, default=SearchOptions.beam_size)
     parser.add_argument("--length-penalty", type=float, default=SearchOptions.length_penalty)
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     parser.add_argument("--precision", default="float32", choices=("auto", "float32", "bfloat16"))
-    parser.add_argument("--fit", choices=("squash", "crop"), help="other than the checkpoint's")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--output", type=Path, help="write figures, captions and tags as JSON")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
 
-    from captioner import metrics, readers
-    from captioner.checkpoint import CheckpointError
-    from captioner.config import ConfigError
-    from captioner.evaluation import evaluate_images
-    from captioner.inference import Captioner
 
-    try:
-        options = SearchOptions(beam_size=args.beam_size, length_penalty=args.length_penalty)
-        examples, notes = readers.load(args.captions, args.images, args.split, args.instances)
-        model = None if args.model == "default" else args.model
-        checkpoint = Captioner.load(model, device=args.device, precision=args.precision).checkpoint
-    except (CheckpointError, ConfigError, readers.DataError) as error:
-        print(f"evaluate.py: {error}", file=sys.stderr)
-        return 2
+def evaluate(args: argparse.Namespace) -> dict[str, Any]:
+    options = SearchOptions(beam_size=args.beam_size, length_penalty=args.length_penalty)
+    examples, notes = readers.load(args.captions, args.images, args.split, args.instances)
+    model = None if args.model == "default" else args.model
+    checkpoint = Captioner.load(model, device=args.device, precision=args.precision).checkpoint
     if args.fit:
         preprocessing = replace(checkpoint.config.preprocessing, fit=args.fit)
         checkpoint.config = replace(checkpoint.config, preprocessing=preprocessing)
     result, unreadable = evaluate_images(checkpoint, examples, options, args.workers)
     notes += [f"{path} is left out: {why}" for path, why in unreadable.items()]
     print("\n".join(notes), file=sys.stderr)
-    figures: dict[str, object] = {"photographs": len(result.examples), **result.as_dict()}
+    figures: dict[str, Any] = {"photographs": len(result.examples), **result.as_dict()}
     if args.compare_images:
-        others = [replace(e, image=args.compare_images / e.image.name) for e in result.examples]
-        other, _ = evaluate_images(checkpoint, others, options, args.workers)
-        gap = metrics.paired_bootstrap(
-            result.scores.cider_d_per_image, other.scores.cider_d_per_image
-        )
-        figures |= {"cider_d_there": other.scores.cider_d, "cider_d_gap": gap}
-    for name, value in figures.items():
+        folder = args.compare_images
+        figures |= compare_images(checkpoint, result, folder, options, args.workers)
+    return {"figures": figures, "options": asdict(options), "written": result.written()}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    try:
+        report = evaluate(args)
+    except (CheckpointError, ConfigError, readers.DataError) as error:
+        print(f"evaluate.py: {error}", file=sys.stderr)
+        return 2
+    for name, value in report["figures"].items():
         print(f"{name:<16} {value}")
     if args.output:
-        written = [
-            {"image": str(e.image), "caption": c.text, "tags": [t.name for t in tags]}
-            for e, c, tags in zip(result.examples, result.captions, result.tags, strict=True)
-        ]
-        report = {"figures": figures, "options": asdict(options), "written": written}
         args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return 0
 

@@ -43,8 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         data=replace(config.data, **nowhere),
         encoder=replace(config.encoder, weights="default"),
     )
-    notes = dict(note.split("=", 1) for note in args.provenance)
-    checkpoint.provenance = {**notes, **checkpoint.provenance}
+    checkpoint.provenance |= dict(note.partition("=")[::2] for note in args.provenance)
     save_checkpoint(checkpoint, args.target, args.storage)
     print(f"{args.target}: {args.target.stat().st_size:,} bytes")
     return 0

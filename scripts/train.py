@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     args = parser.parse_args(argv)
 
+    from captioner.checkpoint import CheckpointError
     from captioner.config import ConfigError, load_config
     from captioner.model import choose_device
     from captioner.readers import DataError
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = load_config(args.config, args.set)
         print(f"best checkpoint: {fit(config, args.run, choose_device(args.device))}")
-    except (ConfigError, DataError) as error:
+    except (CheckpointError, ConfigError, DataError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from captioner.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from captioner.inference import Captioner
 from captioner.tags import Calibration
+
+BIAS = "projection.0.bias"
 
 
 def test_reload_gives_the_same(tiny: Checkpoint, tmp_path: Path) -> None:
@@ -67,10 +73,6 @@ def _cut_off(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
 
 
-def _wrong_shape(path: Path) -> None:
-    _rewrite(path, lambda tensors: tensors.update({"projection.0.bias": torch.zeros(3)}))
-
-
 def _missing(path: Path) -> None:
     _rewrite(path, lambda tensors: tensors.pop("projection.0.bias"))
 
@@ -79,19 +81,22 @@ def _foreign(path: Path) -> None:
     save_file({"a": torch.zeros(1)}, path)
 
 
-def _absurd_config(path: Path) -> None:
-    from safetensors import safe_open
+def _metadata(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    def spoil(path: Path) -> None:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        content = json.loads(metadata["captioner"])
+        change(content)
+        save_file(load_file(path), path, {**metadata, "captioner": json.dumps(content)})
 
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-    content = json.loads(metadata["captioner"])
-    content["config"]["model"]["caption"]["hidden"] = 10**12
-    save_file(load_file(path), path, {**metadata, "captioner": json.dumps(content)})
+    return spoil
+
+
+def _tensor(name: str, value: Tensor) -> Callable[[Path], None]:
+    return lambda path: _rewrite(path, lambda tensors: tensors.update({name: value}))
 
 
 def _rewrite(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    from safetensors import safe_open
-
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     tensors = load_file(path)
@@ -107,9 +112,21 @@ def _rewrite(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) ->
         (_absurd_header, "not a safetensors file"),
         (_cut_off, "not a safetensors file"),
         (_foreign, "not a checkpoint of captioner's"),
-        (_wrong_shape, r"'projection.0.bias' has the shape \(3,\), not \(11,\)"),
+        (_tensor(BIAS, torch.zeros(3)), r"'projection.0.bias' is \(3,\) .*, not \(11,\)"),
+        (_tensor(BIAS, torch.zeros(11, dtype=torch.complex64)), "complex64"),
+        (_tensor(BIAS, torch.full((11,), torch.nan)), "not finite"),
+        (_tensor(BIAS + ".scale", torch.ones(11)), "the scale of 'projection.0.bias'"),
+        (_tensor("extra", torch.ones(1)), "'extra' has no place in the model"),
         (_missing, "'projection.0.bias' is missing"),
-        (_absurd_config, "hidden is 1000000000000"),
+        (_metadata(lambda m: m["config"]["model"]["caption"].update(hidden=10**12)), "hidden is"),
+        (_metadata(lambda m: m["config"]["preprocessing"].update(size=10**6)), "size is"),
+        (_metadata(lambda m: m["config"]["preprocessing"].update(std=[0, 0, 0])), "std is"),
+        (_metadata(lambda m: m["config"]["encoder"].update(name="vit_b_16")), "no spatial grid"),
+        (_metadata(lambda m: m.update(config=[])), "expected a table"),
+        (_metadata(lambda m: m.update(vocabulary=[1, 2])), "not a list of words"),
+        (_metadata(lambda m: m.update(calibration=[math.nan, 0])), "calibration"),
+        (_metadata(lambda m: m.update(tag_frequencies=[0.0] * 5)), "frequency"),
+        (_metadata(lambda m: m.pop("provenance")), "provenance"),
         (lambda path: path.unlink(), "no such file"),
         (lambda path: path.write_bytes(b""), "not a safetensors file"),
     ],

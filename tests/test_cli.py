@@ -96,7 +96,7 @@ def test_wrong_usage(model: list[str], photographs: Path, capsysbinary: Capture)
         (["caption", photo, "--beam", "3"], "unrecognized arguments: --beam"),
         (["tag", photo, "--beam-size", "3"], "unrecognized arguments: --beam-size"),
         (["caption", photo, "--beam-size", "0", *model], "beam_size is 0; it takes 1 to 100"),
-        (["caption", photo, "--batch-size", "0"], "expected a whole number from 1, not '0'"),
+        (["caption", photo, "--batch-size", "0"], "from 1 to 4096, not '0'"),
         (["caption", photo, "--device", "abacus"], "invalid choice: 'abacus'"),
         (["caption", photo, "--output", "x.csv", *model], "must end in .jsonl or .json"),
         (["caption", photo, "--output", "no/x.jsonl", *model], "there is no folder no"),
@@ -155,6 +155,10 @@ def test_output_files(model: list[str], tmp_path: Path, capsysbinary: Capture) -
     results = json.loads(coco.read_text())
     assert [entry["image_id"] for entry in results] == [7, 139]
     assert [e["caption"] for e in results] == [r["caption"] for r in written if "caption" in r]
+    (folder / "again_139.jpg").write_bytes(b"")
+    twice = ["caption", str(folder), "--output", str(coco), "--overwrite", *model]
+    assert "have the same COCO image id" in usage_error(twice, capsysbinary)
+    (folder / "again_139.jpg").unlink()
     before = lines.read_bytes()
     arguments = ["caption", str(folder), "--output", str(lines), *model]
     assert "exists; --overwrite replaces it" in usage_error(arguments, capsysbinary)
@@ -207,7 +211,7 @@ def test_info(model: list[str], capsysbinary: Capture) -> None:
     assert main(["info", *model[:2]]) == 0
     out = capsysbinary.readouterr().out.decode()
     assert "resnet18" in out
-    assert "words       13" in out
+    assert "words         9\ntags          5\n" in out
 
 
 def test_a_closed_pipe_ends_quietly(model: list[str], photographs: Path) -> None:
@@ -219,6 +223,16 @@ def test_a_closed_pipe_ends_quietly(model: list[str], photographs: Path) -> None
         assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b""
+
+
+def test_a_full_disk_is_one_line(model: list[str], photographs: Path) -> None:
+    command = [sys.executable, "-m", "captioner", "caption", str(photographs), *model]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 1
+    assert done.stderr.decode() == (
+        "captioner: cannot write any further: [Errno 28] No space left on device\n"
+    )
 
 
 def test_help_is_quick() -> None:

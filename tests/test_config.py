@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from captioner.checkpoint import build_model
 from captioner.config import Config, ConfigError, from_dict, load_config, to_dict
+from captioner.tags import TagSet
+from captioner.vocabulary import Vocabulary
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
 
@@ -15,14 +18,16 @@ CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
 def test_every_config_loads(path: Path) -> None:
     config = load_config(path, ["encoder.weights=random"])
     assert from_dict(Config, to_dict(config)) == config
+    build_model(config, Vocabulary(["a", "dog"]), TagSet(["dog"]))
 
 
 def test_overrides(tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
     path.write_text("[optimizer]\nlr = 0.5\n")
     overrides = ["data.images=a folder", "optimizer.lr=1e-4", "model.caption.attention=false"]
-    config = load_config(path, overrides)
+    config = load_config(path, [*overrides, "data.split=2014", "data.captions='quoted'"])
     assert config.data.images == "a folder"
+    assert (config.data.split, config.data.captions) == ("2014", "quoted")
     assert config.optimizer.lr == 1e-4
     assert config.model.caption.attention is False
 
@@ -33,7 +38,9 @@ def test_overrides(tmp_path: Path) -> None:
         ("[optimiser]\nlr = 1.0", "unknown key 'optimiser'; known here: data, "),
         ("[optimizer]\nrate = 1.0", "unknown key 'optimizer.rate'; known here: lr, "),
         ("[optimizer]\nlr = 'fast'", "'optimizer.lr' is 'fast'; it takes a value of type float"),
-        ("[training]\nepochs = 0", "epochs is 0; it takes 1 to"),
+        ("[training]\nepochs = 0", r"training\.epochs is 0; it takes 1 to"),
+        ("[model.tags]\nhidden = 0", r"model\.tags\.hidden is 0"),
+        ("[preprocessing]\nstd = [0, 1, 1]", r"preprocessing\.std is \(0"),
         ("[training]\nepochs = true", "'training.epochs' is True"),
         ("[preprocessing]\nfit = 'stretch'", "it takes 'squash', 'crop'"),
         ("[preprocessing]\nmean = [1.0]", "it takes 3 values"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -73,7 +74,9 @@ def test_public_names_are_declared_and_documented(room: str) -> None:
     module = importlib.import_module(f"captioner.{room}" if room != "__init__" else "captioner")
     assert module.__all__ == sorted(module.__all__, key=lambda name: (not name.isupper(), name))
     for name in module.__all__:
-        assert getattr(module, name).__doc__, name
+        value = getattr(module, name)
+        if inspect.isclass(value) or inspect.isroutine(value):
+            assert value.__doc__, name
 
 
 def functions() -> list[tuple[str, int]]:
@@ -94,7 +97,7 @@ def test_functions_are_small() -> None:
     assert [name for name, count in functions() if count > 50] == []
 
 
-def test_scripts_are_thin() -> None:
+def test_scripts_have_one_way_in() -> None:
     for path in (PACKAGE.parent / "scripts").glob("*.py"):
         assert "def main(argv: Sequence[str] | None = None) -> int:" in path.read_text()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from random import Random
 
@@ -28,6 +29,10 @@ def save(path: Path, image: Image.Image, **options: object) -> Path:
         ("RGBA", (200, 30, 40, 255), "x.webp", (200, 30, 40)),
         ("LA", (0, 0), "x.png", (255, 255, 255)),
         ("I;16", 0x8000, "x.png", (127, 127, 127)),
+        ("I;16", 0x0080, "x.png", (0, 0, 0)),
+        ("I", 40_000, "x.tif", (155, 155, 155)),
+        ("F", 0.5, "x.tif", (127, 127, 127)),
+        ("F", 51.0, "x.tif", (51, 51, 51)),
         ("CMYK", (0, 255, 255, 0), "x.jpg", (255, 0, 0)),
         ("CMYK", (0, 255, 255, 0), "x.tif", (255, 0, 0)),
         ("YCbCr", (76, 85, 255), "x.jpg", (254, 0, 0)),
@@ -120,9 +125,12 @@ def test_truncation_is_an_error_or_a_whole_picture(tmp_path: Path, ending: str) 
         assert cut > 0.9 * len(whole)
 
 
-def test_folder_and_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_pipe_and_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnreadableError, match="a folder"):
         open_rgb(tmp_path)
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(UnreadableError, match="a folder or a device"):
+        open_rgb(tmp_path / "pipe.jpg")
     path = save(tmp_path / "x.png", Image.new("RGB", (40, 40)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(UnreadableError, match="too large"):

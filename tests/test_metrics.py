@@ -61,3 +61,5 @@ def test_bootstrap() -> None:
     assert mean == pytest.approx(0.5)
     assert 0.4 < low < 0.5 < high < 0.6
     assert paired_bootstrap([1.0] * 5, [1.0] * 5) == (0.0, 0.0, 0.0)
+    with pytest.raises(ValueError, match="2 scores cannot be paired with 1"):
+        paired_bootstrap([1.0, 2.0], [1.0])

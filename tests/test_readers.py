@@ -76,10 +76,15 @@ def test_jsonl(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "caption", ["A", "two dogs", "broken image", "Sorry , no image found here"]
+    "caption", ["A", "two dogs .", "broken image", "Sorry , no image found here", "dog's bowl"]
 )
 def test_junk(caption: str) -> None:
     assert is_junk(caption)
+
+
+@pytest.mark.parametrize("caption", ["a dog runs", "there is no image of a dog on the wall"])
+def test_no_junk(caption: str) -> None:
+    assert not is_junk(caption)
 
 
 def test_junk_is_dropped_and_counted() -> None:
@@ -91,7 +96,7 @@ def test_junk_is_dropped_and_counted() -> None:
 
 def test_missing_photographs_are_named(tmp_path: Path) -> None:
     captions = write(tmp_path / "captions.json", COCO)
-    with pytest.raises(DataError, match="none of its photographs is in"):
+    with pytest.raises(DataError, match="none of its captioned photographs is in"):
         load(captions, tmp_path)
     (tmp_path / "b.jpg").touch()
     examples, notes = load(captions, tmp_path)
@@ -110,6 +115,7 @@ def test_missing_photographs_are_named(tmp_path: Path) -> None:
         ("x.json", {**COCO, "images": [{"id": 1, "file_name": "/a.jpg"}]}, "leaves the image"),
         ("x.json", {**COCO, "images": COCO["images"] * 2}, "id 7 stands twice"),
         ("x.json", {**COCO, "annotations": []}, "no photograph has a caption"),
+        ("x.json", {"images": {}}, "expected an object with a list 'images'"),
         ("x.txt", "a.jpg A dog", "x.txt:1: expected NAME#N<TAB>caption"),
         ("x.jsonl", "{", "x.jsonl:1: not JSON"),
         ("x.jsonl", "[]", "x.jsonl:1: expected an object"),
@@ -118,6 +124,18 @@ def test_missing_photographs_are_named(tmp_path: Path) -> None:
 def test_bad_files_are_named(tmp_path: Path, name: str, content: object, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read(write(tmp_path / name, content), tmp_path)
+
+
+def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
+    instances = write(tmp_path / "i.json", {**INSTANCES, "annotations": [
+        {"image_id": 7, "category_id": 1, "area": None}]})  # fmt: skip
+    coco, lines = write(tmp_path / "c.json", COCO), write(tmp_path / "c.jsonl", "")
+    with pytest.raises(DataError, match=r"annotations\[0\]: 'area' is None"):
+        read(coco, tmp_path, instances=instances)
+    with pytest.raises(DataError, match="instances go with COCO captions"):
+        read(lines, tmp_path, instances=instances)
+    with pytest.raises(DataError, match="JSONL has no splits"):
+        read(lines, tmp_path, "train")
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
