@@ -115,6 +115,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         _assign(checkpoint.model, _restored(tensors))
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
+        reason = f"it has no {reason}" if isinstance(error, KeyError) else reason
         raise CheckpointError(f"{path}: not a checkpoint of captioner's: {reason}") from error
     return checkpoint
 

@@ -6,7 +6,7 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+_Parser = argparse.ArgumentParser
 _EPILOG = """exit status: 0 every photograph done; 1 some could not be read or found;
 2 wrong usage, before any work; 130 stopped by Ctrl-C"""
 
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> _Parser:
     parser = argparse.ArgumentParser(
         prog="captioner",
         description="Say what is on photographs, in words and in tags.",
@@ -56,24 +57,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"captioner {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    caption = commands.add_parser("caption", help="caption photographs", epilog=_EPILOG)
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], help: str) -> _Parser:
+        command = commands.add_parser(
+            name,
+            help=help,
+            description=f"{help.capitalize()}.",
+            epilog=_EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        command.set_defaults(run=run)
+        return command
+
+    caption = add("caption", _caption, "caption photographs")
     _add_run_arguments(caption)
     caption.add_argument(
         "--tags", action=argparse.BooleanOptionalAction, default=True, help="tags in the same pass"
     )
     _add_search_arguments(caption)
-    tag = commands.add_parser("tag", help="tag photographs", epilog=_EPILOG)
-    _add_run_arguments(tag)
-    info = commands.add_parser("info", help="show the model in use")
-    _add_model_arguments(info)
-    for command, run in ((caption, _caption), (tag, _tag), (info, _info)):
-        command.set_defaults(run=run)
-        command.allow_abbrev = False
-        command.formatter_class = argparse.RawDescriptionHelpFormatter
+    _add_run_arguments(add("tag", _tag, "tag photographs"))
+    _add_model_arguments(add("info", _info, "show the model in use"))
     return parser
 
 
-def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_model_arguments(parser: _Parser) -> None:
     parser.add_argument(
         "--model", metavar="FILE", help="a checkpoint (default: the embedded model)"
     )
@@ -86,7 +94,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_run_arguments(parser: _Parser) -> None:
     parser.add_argument(
         "paths",
         nargs="+",
@@ -102,7 +110,9 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace an output that exists already"
     )
-    parser.add_argument("--batch-size", type=_positive, default=32, metavar="N")
+    parser.add_argument(
+        "--batch-size", type=_positive, default=32, metavar="N", help="photographs a step"
+    )
     parser.add_argument(
         "--workers",
         type=_positive,
@@ -118,7 +128,7 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _add_search_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_search_arguments(parser: _Parser) -> None:
     for option in fields(SearchOptions):
         low, high = option.metadata["low"], option.metadata["high"]
         parser.add_argument(
