@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captioner.config import SearchOptions
 from captioner.decoder import Decoder, DecoderState
-from captioner.search import Forbid, Hypothesis, NoRepeat, Shift, TokenRule, search
+from captioner.search import Forbid, Hypothesis, NoRepeat, TokenRule, search
 from captioner.tags import Calibration, TagSet
 from captioner.tokenizer import detokenize
 from captioner.vocabulary import BOS, PAD, SPECIAL, UNK, Vocabulary
@@ -19,10 +19,11 @@ __all__ = ["TAG_OPTIONS", "Caption", "Tag", "write_captions", "write_tags"]
 
 _NEVER = Forbid((PAD, BOS, UNK))
 
-TAG_OPTIONS = SearchOptions(beam_size=3, length_penalty=0.0, max_words=8)
+TAG_OPTIONS = SearchOptions(beam_size=1, length_penalty=0.0, max_words=8)
 """How tags are searched."""
 
-_RARITY = 0.3
+# The power of a tag's frequency: it trades tags that are right for tags that differ.
+_RARITY = 0.1
 
 
 class Caption(NamedTuple):
@@ -43,9 +44,10 @@ def write_captions(
     decoder: Decoder, vocabulary: Vocabulary, grid: Tensor, options: SearchOptions
 ) -> list[list[Caption]]:
     """Return the captions of each image of the grid ``(B, N, D)``, best first."""
+    even = torch.zeros((), device=grid.device)
     return [
         [Caption(detokenize(vocabulary.decode(h.tokens)), h.log_prob) for h in hypotheses]
-        for hypotheses in _search(decoder, grid, options, [_NEVER])
+        for hypotheses in _search(decoder, grid, even, options, [_NEVER])
     ]
 
 
@@ -54,35 +56,36 @@ def write_tags(
 ) -> list[list[Tag]]:
     """Return the tags of each image of the grid ``(B, N, D)``, best first, none twice.
 
-    The search divides each tag's probability by a power of the tag's frequency, so that what is
+    Each tag's probability is divided by a power of the tag's frequency, so that what is
     particular to a photograph is said before what is true of many: logit adjustment, Menon et
-    al. (2021), equation 9. The score is that of the probability itself.
+    al. (2021), equation 9.
     """
     rarity = torch.zeros(len(tags.vocabulary), device=grid.device)
     rarity[len(SPECIAL) :] = -_RARITY * torch.tensor(tags.frequencies).log()
-    rules: list[TokenRule] = [_NEVER, NoRepeat(), Shift(rarity)]
     return [
-        _scored(hypotheses[0], tags.vocabulary, rarity.tolist(), calibration)
-        for hypotheses in _search(decoder, grid, TAG_OPTIONS, rules)
+        _scored(hypotheses[0], tags.vocabulary, calibration)
+        for hypotheses in _search(decoder, grid, rarity, TAG_OPTIONS, [_NEVER, NoRepeat()])
     ]
 
 
-def _scored(
-    best: Hypothesis, vocabulary: Vocabulary, rarity: Sequence[float], calibration: Calibration
-) -> list[Tag]:
-    terms = zip(best.tokens, best.token_log_probs, strict=False)  # EOS has a term, but no score
-    scores = [calibration(log_prob - rarity[token]) for token, log_prob in terms]
+def _scored(best: Hypothesis, vocabulary: Vocabulary, calibration: Calibration) -> list[Tag]:
+    # EOS, the last term, has no score.
+    scores = map(calibration, best.token_log_probs[: len(best.tokens)])
     found = zip(vocabulary.decode(best.tokens), scores, strict=True)
     return sorted((Tag(name, score) for name, score in found), key=lambda tag: -tag.score)
 
 
 @torch.inference_mode()
 def _search(
-    decoder: Decoder, grid: Tensor, options: SearchOptions, rules: Sequence[TokenRule]
+    decoder: Decoder,
+    grid: Tensor,
+    adjustment: Tensor,
+    options: SearchOptions,
+    rules: Sequence[TokenRule],
 ) -> list[list[Hypothesis]]:
     def step(tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         logits, _, state = decoder.step(tokens, state)
-        return torch.log_softmax(logits.float(), dim=-1), state
+        return torch.log_softmax(logits.float() + adjustment, dim=-1), state
 
     first = torch.full((len(grid),), BOS, device=grid.device)
     return search(step, first, decoder.start(grid), options, rules)

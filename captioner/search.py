@@ -16,7 +16,6 @@ __all__ = [
     "Forbid",
     "Hypothesis",
     "NoRepeat",
-    "Shift",
     "State",
     "Step",
     "TokenRule",
@@ -73,18 +72,6 @@ class NoRepeat:
     def __call__(self, tokens: Tensor, log_probs: Tensor) -> Tensor:
         """Forbid what each row has written."""
         return log_probs.scatter(1, tokens, -torch.inf)
-
-
-class Shift:
-    """Something added to each token's log-probability."""
-
-    def __init__(self, shifts: Tensor) -> None:
-        """Take the shifts ``(V,)``."""
-        self._shifts = shifts
-
-    def __call__(self, tokens: Tensor, log_probs: Tensor) -> Tensor:
-        """Add them."""
-        return log_probs + self._shifts
 
 
 class Hypothesis(NamedTuple):
