@@ -280,8 +280,11 @@ def _info(args: argparse.Namespace) -> int:
         **checkpoint.provenance,
     }
     for key, value in rows.items():
-        shown = (
-            ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-        )
-        print(printable(f"{key:<13} {shown}"))
+        print(printable(f"{key:<13} {_shown(value)}"))
     return 0
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_shown(inner)}" for key, inner in value.items())
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
