@@ -148,7 +148,7 @@ class Calibration:
 
         Raises ``ValueError`` for numbers that are not finite, or so large that no fit gives them.
         """
-        if not (abs(slope) <= 100.0 and abs(offset) <= 100.0):
+        if not (abs(slope) <= 1e4 and abs(offset) <= 1e4):
             raise ValueError(f"the calibration {slope}, {offset} is out of range")
         self.slope, self.offset = slope, offset
 
@@ -165,16 +165,23 @@ def _logit(log_prob: float) -> float:
 def fit_calibration(log_probs: Sequence[float], right: Sequence[bool]) -> Calibration:
     """Fit Platt scaling to log-probabilities of tags and whether each was right.
 
-    Newton's method on the log-likelihood with a weak pull towards the identity; without data the
-    identity comes back.
+    Newton's method, with steps halved until they help, on the log-likelihood with a weak pull
+    towards the identity, so that it ends for any data; without data the identity comes back.
     """
     features = np.stack([[_logit(lp) for lp in log_probs], np.ones(len(log_probs))], axis=-1)
     labels = np.asarray(right, dtype=np.float64)
     identity = weights = np.array([1.0, 0.0])
-    pull = np.eye(2)
-    for _ in range(20):
-        p = 1.0 / (1.0 + np.exp(-(features @ weights).clip(-30.0, 30.0)))
-        gradient = features.T @ (p - labels) + pull @ (weights - identity)
-        hessian = features.T @ (features * (p * (1.0 - p))[:, None]) + pull
-        weights = weights - np.linalg.solve(hessian, gradient)
+
+    def loss(at: np.ndarray) -> float:
+        z = features @ at
+        return float(np.sum(np.logaddexp(0.0, z) - labels * z) + 0.5 * np.sum((at - identity) ** 2))
+
+    for _ in range(30):
+        p = 0.5 * (1.0 + np.tanh(0.5 * (features @ weights)))
+        gradient = features.T @ (p - labels) + (weights - identity)
+        hessian = features.T @ (features * (p * (1.0 - p))[:, None]) + np.eye(2)
+        move = np.linalg.solve(hessian, gradient)
+        while loss(weights - move) > loss(weights) and np.abs(move).max() > 1e-9:
+            move /= 2.0
+        weights = weights - move
     return Calibration(float(weights[0]), float(weights[1]))

@@ -64,3 +64,24 @@ def test_calibration_is_a_probability() -> None:
 
 def test_calibration_without_data_is_the_identity() -> None:
     assert fit_calibration([], [])(math.log(0.3)) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "right"),
+    [
+        ([0.3] * 3000, [True] * 900 + [False] * 2100),
+        ([0.331, 0.332] * 1500, [True, False] * 1500),
+        ([1e-9, 1.0] * 1500, [False, True] * 1500),
+        ([1e-9, 1.0] * 1500, [True, False] * 1500),
+        ([0.2, 0.4, 0.9], [True, True, True]),
+    ],
+)
+def test_calibration_of_any_data_is_the_share_that_is_right(
+    probabilities: list[float], right: list[bool]
+) -> None:
+    log_probs = [math.log(p) for p in probabilities]
+    calibration = fit_calibration(log_probs, right)
+    assert math.isfinite(calibration.slope)
+    if len(right) > 100:
+        mean = sum(map(calibration, log_probs)) / len(right)
+        assert mean == pytest.approx(sum(right) / len(right), abs=0.01)
