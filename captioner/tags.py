@@ -119,9 +119,9 @@ class TagSet:
             votes.update({self._by_stem.get(stem(word), "") for word in content_words(caption)})
         del votes[""]
         needed = min(self._min_captions, len(example.captions))
-        order = {name: rank for rank, name in enumerate(self.vocabulary.words)}
         agreed = [name for name, count in votes.items() if count >= needed]
-        return sorted(agreed, key=lambda name: (-votes[name], -order[name]))
+        ids = dict(zip(agreed, self.vocabulary.encode(agreed), strict=False))
+        return sorted(agreed, key=lambda name: (-votes[name], -ids[name]))
 
 
 def _candidates(example: Example) -> Iterator[tuple[str, str]]:
