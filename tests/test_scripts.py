@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -48,16 +49,39 @@ def best(shapes: Path) -> Path:
 
 
 def test_training_learns_the_shapes(shapes: Path, best: Path) -> None:
-    report = shapes.parent / "report.json"
+    output = shapes.parent / "evaluated"
     run(
         "evaluate", str(best), "--images", str(shapes / "images"), "--captions",
         str(shapes / "val.json"), "--instances", str(shapes / "instances.json"),
-        "--output", str(report),
+        "--output", str(output),
     )  # fmt: skip
-    figures = json.loads(report.read_text())["figures"]
+    report = json.loads((output / "report.json").read_text())
+    assert report["checkpoint"]["sha256"] == hashlib.sha256(best.read_bytes()).hexdigest()
+    assert report["versions"].keys() >= {"python", "captioner", "torch"}
+    assert report["photographs"][0]["tags"]
+    figures = report["figures"]
     assert figures["photographs"] == 15
     assert figures["bleu_1"] > 0.8
     assert figures["tag_precision"] > 0.6
+
+
+def test_captions_that_are_written_score_the_same_without_a_model(shapes: Path, best: Path) -> None:
+    first, again = shapes.parent / "first", shapes.parent / "again"
+    images, captions = str(shapes / "images"), str(shapes / "val.json")
+    run("evaluate", str(best), "--images", images, "--captions", captions, "--output", str(first))
+    for references in (captions, str(first / "references.json")):
+        run(
+            "evaluate", str(first / "results.json"), "--captions", references,
+            "--output", str(again), "--training-captions", str(shapes / "train.json"),
+        )  # fmt: skip
+        figures = json.loads((first / "report.json").read_text())["figures"]
+        scored = json.loads((again / "report.json").read_text())["figures"]
+        assert {name: figures.get(name) for name in scored if name != "novel"} == {
+            name: value for name, value in scored.items() if name != "novel"
+        }
+        assert 0.0 <= scored["novel"] <= 1.0
+    ids = [entry["image_id"] for entry in json.loads((first / "results.json").read_text())]
+    assert ids == [image["id"] for image in json.loads(Path(captions).read_text())["images"]]
 
 
 def test_export_is_small_and_forgets_the_machine(shapes: Path, best: Path) -> None:
