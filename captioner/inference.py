@@ -199,12 +199,12 @@ def _check_ensemble(checkpoints: Sequence[Checkpoint]) -> None:
     first = checkpoints[0]
     for place, other in enumerate(checkpoints[1:], start=2):
         for what, ours, theirs in (
-            ("vocabulary", first.vocabulary.words, other.vocabulary.words),
+            ("words", first.vocabulary.words, other.vocabulary.words),
             ("tags", first.tags.vocabulary.words, other.tags.vocabulary.words),
             ("preprocessing", first.config.preprocessing, other.config.preprocessing),
         ):
             if ours != theirs:
-                raise ConfigError(f"checkpoint {place} of the ensemble has another {what}")
+                raise ConfigError(f"checkpoint {place} of the ensemble has other {what}")
 
 
 def _open(image: ImageLike) -> Image.Image:
