@@ -23,6 +23,7 @@ __all__ = [
     "OptimizerConfig",
     "Preprocessing",
     "SearchOptions",
+    "SelfCriticalConfig",
     "TrainingConfig",
     "from_dict",
     "load_config",
@@ -285,6 +286,22 @@ class TrainingConfig(_Ranged):
 
 
 @dataclass(frozen=True)
+class SelfCriticalConfig(_Ranged):
+    """The last stage: the caption decoder learns from the scores of captions that it draws.
+
+    It comes after teacher forcing, on features of the encoder as it then is, for ``epochs``.
+    ``samples`` captions a photograph are drawn from the logits over ``temperature``, which is part
+    of what is learnt. The reward is CIDEr-D, and for ``bleu_weight`` of it BLEU-4.
+    """
+
+    epochs: int = _ranged(0, 0, 100_000)
+    samples: int = _ranged(5, 2, 1_000)
+    temperature: float = _ranged(0.4, 0.01, 100.0)
+    lr: float = _ranged(5e-5, 0.0, 1.0)
+    bleu_weight: float = _ranged(0.0, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything a run depends on."""
 
@@ -294,6 +311,7 @@ class Config:
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
+    self_critical: SelfCriticalConfig = SelfCriticalConfig()
 
 
 def to_dict(config: Any) -> dict[str, Any]:

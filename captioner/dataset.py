@@ -26,6 +26,8 @@ _MIRRORED = {"left": "right", "right": "left"}
 class Batch(NamedTuple):
     """B photographs with K captions each; R = B·K, rows of one photograph together."""
 
+    places: list[int]
+    """Where each photograph stands in the data."""
     images: Tensor
     """Pixels ``(B, 3, h, w)``, uint8, or features ``(B, N, width)``."""
     words: Tensor
@@ -55,6 +57,7 @@ class Features(NamedTuple):
 
 
 class _Item(NamedTuple):
+    place: int
     image: np.ndarray
     captions: list[list[int]]
     tags: list[int]
@@ -100,7 +103,7 @@ class CaptionDataset(Dataset["_Item | tuple[str, str]"]):
         if self.features is not None:
             if index in self.features.unreadable:
                 return self.paths[index], self.features.unreadable[index]
-            return _Item(self.features.rows[index], captions, tags)
+            return _Item(index, self.features.rows[index], captions, tags)
         try:
             image = open_rgb(self.paths[index])
         except UnreadableError as error:
@@ -109,7 +112,7 @@ class CaptionDataset(Dataset["_Item | tuple[str, str]"]):
             # Seeded by the photograph's place, so that neither workers nor a resume change it.
             image, mirrored = augment(image, random.Random(f"{self.augmentation}/{index}"))
             captions = self._mirrored[index] if mirrored else captions
-        return _Item(prepare(image, self._preprocessing), captions, tags)
+        return _Item(index, prepare(image, self._preprocessing), captions, tags)
 
 
 class _Pixels(Dataset["tuple[int, np.ndarray | str]"]):
@@ -178,7 +181,8 @@ def _collate(items: Sequence[_Item | tuple[str, str]]) -> Batch:
     rows = [tokens for item in kept for tokens in _filled(item.captions, most)]
     images = np.stack([item.image for item in kept]) if kept else np.empty((0, 3, 1, 1), np.uint8)
     tags = [item.tags for item in kept]
-    return Batch(torch.from_numpy(images), _padded(rows), _padded(tags), unreadable)
+    places = [item.place for item in kept]
+    return Batch(places, torch.from_numpy(images), _padded(rows), _padded(tags), unreadable)
 
 
 def _filled(captions: list[list[int]], most: int) -> list[list[int]]:

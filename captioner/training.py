@@ -1,4 +1,4 @@
-"""Teacher forcing, first on kept features of a frozen encoder, then end to end."""
+"""A run's stages: teacher forcing on kept features, then end to end, then self-critical."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -42,6 +43,7 @@ from captioner.features import encode_features
 from captioner.losses import sequence_loss
 from captioner.model import CaptionModel, choose_precision
 from captioner.readers import Example
+from captioner.self_critical import Reward, draw, policy_gradient_loss, policy_log_probs
 from captioner.tags import Calibration, TagSet, fit_calibration
 from captioner.tokenizer import tokenize
 from captioner.vocabulary import PAD, Vocabulary
@@ -49,6 +51,7 @@ from captioner.vocabulary import PAD, Vocabulary
 __all__ = ["Data", "Trainer", "fit", "learning_rate_factor", "read_data"]
 
 Say = Callable[[str], None]
+Stage = Literal["frozen", "end to end", "self-critical"]
 _RESUME = "resume.safetensors"
 
 
@@ -141,7 +144,7 @@ class Progress:
     position: int = 0
     step: int = 0
     best: float = -1.0
-    loss_sum: float = 0.0
+    figure_sum: float = 0.0
     seconds: float = 0.0
 
 
@@ -184,6 +187,29 @@ class Trainer:
         """The model that learns."""
         return self.checkpoint.model
 
+    @property
+    def epochs(self) -> int:
+        """How many epochs the run has in all."""
+        return self.config.training.epochs + self.config.self_critical.epochs
+
+    @property
+    def stage(self) -> Stage:
+        """What the present epoch is of."""
+        epoch, settings = self.progress.epoch, self.config.training
+        if epoch >= settings.epochs:
+            return "self-critical"
+        return "frozen" if epoch < settings.frozen_epochs else "end to end"
+
+    @property
+    def figure(self) -> str:
+        """What an update returns in this stage."""
+        return "reward" if self.stage == "self-critical" else "loss"
+
+    @cached_property
+    def _reward(self) -> Reward:
+        bleu_weight = self.config.self_critical.bleu_weight
+        return Reward(self.data.train, self.checkpoint.vocabulary, bleu_weight)
+
     def loss(self, batch: Batch) -> Tensor:
         """Return the loss of one batch: captions, and ``tag_weight`` times the tags."""
         settings = self.config.training
@@ -199,18 +225,51 @@ class Trainer:
             tag_loss = _teacher_forcing(self.model.tag_decoder, grid, tags, 0.0)
         return caption_loss + settings.tag_weight * tag_loss
 
+    def reward_loss(self, batch: Batch) -> tuple[Tensor, float]:
+        """Return the self-critical loss of one batch of features, and the mean reward."""
+        settings, max_words = self.config.self_critical, SearchOptions.max_words
+        decoder, samples = self.model.caption_decoder, settings.samples
+        # A function of the step alone, so that a resumed run draws what an undisturbed one would.
+        generator = torch.Generator().manual_seed(
+            self.config.training.seed * 1_000_003 + self.progress.step
+        )
+        enabled = self.precision != torch.float32
+        with torch.autocast(self.device.type, self.precision, enabled=enabled):
+            with torch.no_grad():
+                grid = self.model.project(batch.images.to(self.device).float())
+            captions = draw(decoder, grid, samples, settings.temperature, max_words, generator)
+            log_probs = policy_log_probs(decoder, grid, captions, settings.temperature, max_words)
+        images = [place for place in batch.places for _ in range(samples)]
+        rewards = self._reward(captions, images).to(self.device)
+        loss = policy_gradient_loss(log_probs.view(-1, samples), rewards.view(-1, samples))
+        return loss, rewards.mean().item()
+
     def update(self, batch: Batch) -> float:
-        """Do one optimizer step and return the loss."""
-        total = self.steps_per_epoch * self.config.training.epochs
-        factor = learning_rate_factor(self.progress.step, total, self.config.optimizer.warmup_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
-        loss = self.loss(batch)
+        """Do one optimizer step and return the loss; in the self-critical stage, the reward."""
+        self._set_learning_rates()
+        if self.stage == "self-critical":
+            loss, figure = self.reward_loss(batch)
+        else:
+            loss = self.loss(batch)
+            figure = loss.item()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
         self.optimizer.step()
-        return loss.item()
+        return figure
+
+    def _set_learning_rates(self) -> None:
+        """Each of the two kinds of learning has a rise and a fall of its own."""
+        config, step = self.config, self.progress.step
+        forced = self.steps_per_epoch * config.training.epochs
+        if self.stage == "self-critical":
+            step, steps = step - forced, self.steps_per_epoch * config.self_critical.epochs
+        else:
+            steps = forced
+        factor = learning_rate_factor(step, steps, config.optimizer.warmup_steps)
+        for group in self.optimizer.param_groups:
+            peak = config.self_critical.lr if self.stage == "self-critical" else group["peak"]
+            group["lr"] = peak * factor
 
     def epoch(self) -> None:
         """Train to the end of the present epoch."""
@@ -220,17 +279,18 @@ class Trainer:
         with tqdm(
             total=self.steps_per_epoch,
             initial=progress.position,
-            desc=f"epoch {progress.epoch + 1}/{settings.epochs}",
+            desc=f"epoch {progress.epoch + 1}/{self.epochs}",
             unit="step",
             disable=None,
         ) as bar:
             for batch in self._batches():
                 self._name(batch.unreadable)
                 if len(batch.images):
-                    progress.loss_sum += self.update(batch)
+                    progress.figure_sum += self.update(batch)
                 progress.position += 1
                 progress.step += 1
-                bar.set_postfix(loss=f"{progress.loss_sum / progress.position:.3f}", refresh=False)
+                mean = progress.figure_sum / progress.position
+                bar.set_postfix({self.figure: f"{mean:.3f}"}, refresh=False)
                 bar.update()
                 if progress.step % settings.save_every == 0:
                     progress.seconds += time.monotonic() - started
@@ -239,13 +299,16 @@ class Trainer:
         progress.seconds += time.monotonic() - started
 
     def _begin_epoch(self) -> None:
-        settings, epoch = self.config.training, self.progress.epoch
-        frozen = epoch < settings.frozen_epochs
+        settings, progress = self.config.training, self.progress
+        frozen = self.stage != "end to end"
         self.model.encoder.freeze(frozen)
         self.dataset.features = self._features(self.data.train) if frozen else None
         augmented = settings.augment and not frozen
-        self.dataset.augmentation = f"{settings.seed}/{epoch}" if augmented else None
-        self.model.train()
+        self.dataset.augmentation = f"{settings.seed}/{progress.epoch}" if augmented else None
+        # What is drawn and what is reinforced must be one policy: no dropout.
+        self.model.train(self.stage != "self-critical")
+        if progress.epoch == settings.epochs and progress.position == 0:
+            self.optimizer.state.clear()  # another loss, whose gradients are of another size
 
     def _batches(self) -> Iterator[Batch]:
         settings, progress = self.config.training, self.progress
@@ -260,11 +323,10 @@ class Trainer:
 
     def validate(self) -> Evaluation:
         """Caption and tag the validation split, and calibrate the tags' scores on it."""
-        settings = self.config.training
-        options = SearchOptions(beam_size=settings.beam_size)
+        options = SearchOptions(beam_size=self.config.training.beam_size)
         paths = [str(example.image) for example in self.data.val]
         unreadable: dict[int, str] = {}
-        if self.progress.epoch < settings.frozen_epochs:
+        if self.stage != "end to end":
             features = self._features(self.data.val)
             unreadable = features.unreadable
             grids = feature_grids(self.checkpoint, features)
@@ -296,8 +358,8 @@ class Trainer:
         result, progress = self.validate(), self.progress
         figures = {
             "epoch": progress.epoch + 1,
-            "frozen": progress.epoch < self.config.training.frozen_epochs,
-            "loss": progress.loss_sum / max(progress.position, 1),
+            "stage": self.stage,
+            self.figure: progress.figure_sum / max(progress.position, 1),
             **result.as_dict(),
             "seconds": round(progress.seconds, 1),
         }
@@ -305,7 +367,7 @@ class Trainer:
         with (self.run / "log.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(figures) + "\n")
         self.say(
-            f"epoch {figures['epoch']}: loss {figures['loss']:.3f}, "
+            f"epoch {figures['epoch']}, {self.stage}: {self.figure} {figures[self.figure]:.3f}, "
             f"BLEU-4 {100 * result.scores.bleu[3]:.1f}, CIDEr-D {100 * result.scores.cider_d:.1f}, "
             f"tags {100 * result.tag_precision:.0f} % right, {result.different_tags} different, "
             f"{progress.seconds:.0f} s"
@@ -418,7 +480,7 @@ def fit(config: Config, run: Path, device: torch.device, say: Say = print) -> Pa
     if (run / _RESUME).exists():
         trainer.resume()
         say(f"continuing at epoch {trainer.progress.epoch + 1}, step {trainer.progress.position}")
-    while trainer.progress.epoch < config.training.epochs:
+    while trainer.progress.epoch < trainer.epochs:
         trainer.epoch()
         trainer.finish_epoch()
     return run / "best.safetensors"

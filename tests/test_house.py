@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "captioner"
 LEVELS = {
     7: {"cli", "__main__", "__init__"},
     6: {"folder"},
-    5: {"inference", "training"},
+    5: {"inference", "training", "self_critical"},
     4: {"generation", "evaluation", "checkpoint", "features"},
     3: {"model"},
     2: {"decoder", "dataset"},

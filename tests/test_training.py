@@ -18,6 +18,7 @@ from captioner.config import (
     ConfigError,
     DataConfig,
     OptimizerConfig,
+    SelfCriticalConfig,
     TrainingConfig,
 )
 from captioner.dataset import batches
@@ -102,11 +103,15 @@ class KilledError(Exception):
     """Stands for SIGKILL: nothing of the run gets a chance to tidy up."""
 
 
-@pytest.mark.parametrize("kill_after", [1, 3, 4])
+@pytest.mark.parametrize("kill_after", [1, 3, 4, 6, 7])
 def test_killed_and_continued_is_bit_for_bit_undisturbed(
     drawn: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_after: int
 ) -> None:
-    config = replace(drawn, training=replace(drawn.training, save_every=1))
+    config = replace(
+        drawn,
+        training=replace(drawn.training, save_every=1),
+        self_critical=SelfCriticalConfig(epochs=1, samples=2, lr=0.01),
+    )
     fit(config, tmp_path / "whole", CPU, quiet)
     save, saves = Trainer.save, []
 
@@ -126,7 +131,19 @@ def test_killed_and_continued_is_bit_for_bit_undisturbed(
     )
     assert all(torch.equal(cut[name], whole[name]) for name in whole)
     log = (tmp_path / "cut" / "log.jsonl").read_text().splitlines()
-    assert [json.loads(line)["epoch"] for line in log] == [1, 2]
+    stages = [json.loads(line)["stage"] for line in log]
+    assert stages == ["frozen", "end to end", "self-critical"]
+
+
+def test_self_critical_training_raises_the_reward(drawn: Config, tmp_path: Path) -> None:
+    stage = SelfCriticalConfig(epochs=12, samples=8, temperature=1.0, lr=0.02)
+    settings = replace(drawn.training, epochs=15, frozen_epochs=15, batch_size=8)
+    config = replace(drawn, training=settings, self_critical=stage)
+    fit(config, tmp_path / "run", CPU, quiet)
+    log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    rewards = [entry["reward"] for entry in log if entry["stage"] == "self-critical"]
+    assert len(rewards) == 12
+    assert sum(rewards[-3:]) > 1.3 * sum(rewards[:3])
 
 
 def test_another_config_or_other_data_is_refused(drawn: Config, tmp_path: Path) -> None:
