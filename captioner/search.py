@@ -29,7 +29,7 @@ S = TypeVar("S", bound="State")
 
 # Off the CPU, asking whether images are decided makes the host wait for the device.
 _STEPS_BETWEEN_QUESTIONS = 4
-_BLOCK = 64
+_BLOCK = 128
 
 
 class State(Protocol):

@@ -1,0 +1,295 @@
+"""Measure the search: against its bare matrix products, a peer, its batch and its needs.
+
+    python scripts/benchmark.py search --output search.json
+    python scripts/benchmark.py search --images Flickr8k/images --split Flickr8k/dev.txt
+
+All that is compared runs in one process, in turn; a ratio is the median over rounds, in brackets
+its quartiles. The peer is the `generate` of the transformers package around the same step, where
+that package is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import quantiles
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from captioner.config import DecoderConfig, SearchOptions
+from captioner.decoder import Decoder, DecoderState
+from captioner.generation import write_captions
+from captioner.inference import Captioner
+from captioner.model import choose_device
+from captioner.vocabulary import BOS, EOS, PAD, SPECIAL, Vocabulary
+
+Figures = dict[str, Any]
+
+
+class Sizes(NamedTuple):
+    """What is searched; the decoder has its default sizes."""
+
+    images: int
+    beam_size: int
+    vocabulary: int
+    steps: int
+    cells: int = 49
+    width: int = 512
+
+
+class Case:
+    """A decoder at random weights, and grids, on one device in one precision."""
+
+    def __init__(self, sizes: Sizes, device: torch.device, precision: torch.dtype) -> None:
+        torch.manual_seed(0)
+        self.sizes = sizes
+        decoder = Decoder(DecoderConfig(), sizes.width, sizes.vocabulary).eval()
+        self.decoder = decoder.to(device, precision)
+        self.grid = torch.randn(sizes.images, sizes.cells, sizes.width).to(device, precision)
+        count = sizes.vocabulary - len(SPECIAL)
+        self.vocabulary = Vocabulary([f"word{number}" for number in range(count)])
+
+    def search(self, images: int | None = None) -> None:
+        """Search with all steps forced, so that one caption is as long as another."""
+        words = self.sizes.steps - 1
+        options = SearchOptions(self.sizes.beam_size, max_words=words, min_words=words)
+        write_captions([self.decoder], self.vocabulary, [self.grid[:images]], options)
+        self.wait()
+
+    def wait(self) -> None:
+        if self.grid.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def floor(self) -> Callable[[], None]:
+        """Return the matrix products of a whole search, and nothing else."""
+        config, sizes, grid = DecoderConfig(), self.sizes, self.grid
+        rows, hidden, embedding = sizes.images * sizes.beam_size, config.hidden, config.embedding
+        cells, width, depth = sizes.images * sizes.cells, config.attention_width, sizes.width
+        shapes = [
+            (rows, embedding + depth, 4 * hidden),  # the cell's input
+            (rows, hidden, 4 * hidden),  # the cell's state
+            (rows, hidden, width),  # the query
+            (sizes.beam_size * cells, width, 1),  # energies
+            (rows, hidden, depth),  # the gate
+            (rows, hidden + depth, embedding),
+            (rows, embedding, sizes.vocabulary),
+        ]
+        pairs = [(grid.new_zeros(n, k), grid.new_zeros(m, k).t()) for n, k, m in shapes]
+        weights = grid.new_zeros(sizes.images, sizes.beam_size, sizes.cells)
+        keys = (grid.flatten(0, 1), grid.new_zeros(width, depth).t())
+
+        def products() -> None:
+            torch.mm(*keys)
+            for _ in range(sizes.steps):
+                for left, right in pairs:
+                    torch.mm(left, right)
+                torch.bmm(weights, grid)
+            self.wait()
+
+        return products
+
+
+def peer(case: Case) -> tuple[Callable[[], None], int]:
+    """Return a run of transformers' generate around the same step, and its wrapper's lines."""
+    from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+
+    class Cache:
+        is_compileable = False
+
+        def __init__(self, state: DecoderState, beam_size: int) -> None:
+            self.state, self.beam_size = state, beam_size
+
+        def reorder_cache(self, rows: Tensor) -> None:
+            self.state = self.state.select(rows.view(-1, self.beam_size))
+
+        def get_seq_length(self) -> int:
+            return 0
+
+    class Peer(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+        config_class = PretrainedConfig
+        main_input_name = "input_ids"
+
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.decoder = case.decoder
+
+        def forward(self, input_ids: Tensor, past_key_values: Cache, **rest: Any) -> Any:
+            tokens = input_ids[:, -1]
+            logits, _, past_key_values.state = self.decoder.step(tokens, past_key_values.state)
+            return CausalLMOutputWithPast(logits=logits[:, None], past_key_values=past_key_values)
+
+    sizes, device = case.sizes, case.grid.device
+    special: Figures = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
+    model = Peer(PretrainedConfig(vocab_size=sizes.vocabulary, **special)).eval()
+    first = torch.full((sizes.images, 1), BOS, device=device)
+    beams = torch.arange(sizes.images, device=device)[:, None].expand(-1, sizes.beam_size)
+
+    def run() -> None:
+        model.generate(
+            first,
+            past_key_values=Cache(case.decoder.start(case.grid).select(beams), sizes.beam_size),
+            num_beams=sizes.beam_size,
+            min_new_tokens=sizes.steps,
+            max_new_tokens=sizes.steps,
+            do_sample=False,
+            **special,
+        )
+        case.wait()
+
+    return run, sum(len(inspect.getsource(part).splitlines()) for part in (Cache, Peer))
+
+
+def in_turn(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of each run in each round, after a round that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds + 1):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - started)
+    return {name: taken[1:] for name, taken in seconds.items()}
+
+
+def spread(values: Sequence[float]) -> Figures:
+    low, median, high = quantiles(values, n=4, method="inclusive")
+    return {"median": round(median, 4), "quartiles": [round(low, 4), round(high, 4)]}
+
+
+def ratio(over: Sequence[float], under: Sequence[float]) -> Figures:
+    return spread([a / b for a, b in zip(over, under, strict=True)])
+
+
+def against_floor(case: Case, rounds: int) -> Figures:
+    taken = in_turn({"search": case.search, "floor": case.floor()}, rounds)
+    return {
+        "search_ms": spread([1e3 * s for s in taken["search"]]),
+        "floor_ms": spread([1e3 * s for s in taken["floor"]]),
+        "search / floor": ratio(taken["search"], taken["floor"]),
+    }
+
+
+def against_peer(case: Case, rounds: int) -> Figures:
+    run, lines = peer(case)
+    taken = in_turn({"search": case.search, "peer": run}, rounds)
+    return {"search / peer": ratio(taken["search"], taken["peer"]), "wrapper_lines": lines}
+
+
+def batch_growth(case: Case, rounds: int) -> Figures:
+    whole = case.sizes.images
+    taken = in_turn({"one": lambda: case.search(1), "all": case.search}, rounds)
+    return {f"a caption of 1 / of {whole}": ratio(taken["one"], [s / whole for s in taken["all"]])}
+
+
+class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Remembers the bytes of the largest tensor that was made."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(tensor, Tensor):
+                self.bytes = max(self.bytes, tensor.untyped_storage().nbytes())
+        return made
+
+
+def memory(case: Case) -> Figures:
+    """Return the largest tensor of a search, beside a step's and all steps' log-probabilities."""
+    sizes = case.sizes
+    with torch.inference_mode(False), Largest() as largest:  # type: ignore[no-untyped-call]
+        case.search()
+    step = 4 * sizes.images * sizes.beam_size * sizes.vocabulary
+    made = {"largest_tensor": largest.bytes, "one_step": step, "all_steps": step * sizes.steps}
+    return {f"{name}_mb": round(count / 1e6, 1) for name, count in made.items()}
+
+
+def early_exit(images: Path, split: Path, precision: str, device: torch.device) -> Figures:
+    """Return the rows stepped in batches of 32 over those stepped for each photograph alone."""
+    captioner = Captioner.load(device=str(device), precision=precision)
+    decoder, names = captioner.checkpoint.model.caption_decoder, split.read_text().split()
+    plain, rows = decoder.step, [0, 0]
+
+    for start in range(0, len(names), 32):
+        pixels = [captioner.pixels(images / name) for name in names[start : start + 32]]
+        (grid,) = captioner.encode(pixels)
+        for place, batches in enumerate(([grid], [image[None] for image in grid])):
+
+            def counted(tokens: Tensor, state: DecoderState, place: int = place) -> Any:
+                rows[place] += len(tokens)
+                return plain(tokens, state)
+
+            decoder.step = counted  # type: ignore[method-assign]
+            for batch in batches:
+                captioner.captions_of([batch])
+    return {"photographs": len(names), "rows": rows, "computed / needed": rows[0] / rows[1]}
+
+
+def run(args: argparse.Namespace) -> Figures:
+    device, rounds = choose_device(args.device), args.rounds
+    sizes = Sizes(args.batch, args.beam_size, args.vocabulary, args.steps)
+    small = sizes._replace(vocabulary=min(2500, sizes.vocabulary), beam_size=3)
+    found: Figures = {}
+    for precision in (torch.float32, torch.bfloat16):
+        name = str(precision).removeprefix("torch.")
+        for other in (sizes, small):
+            case = Case(other, device, precision)
+            found[f"floor, {name}, {tuple(other[:4])}"] = against_floor(case, rounds)
+        case = Case(sizes, device, precision)
+        found[f"batch, {name}"] = batch_growth(case, rounds)
+        found[f"memory, {name}"] = memory(case)
+        for beam_size in args.peer_beams if find_spec("transformers") else ():
+            case = Case(sizes._replace(beam_size=beam_size), device, precision)
+            found[f"peer, {name}, beam {beam_size}"] = against_peer(case, rounds)
+        if args.images and args.split:
+            found[f"early exit, {name}"] = early_exit(args.images, args.split, name, device)
+    return found
+
+
+def machine(device: torch.device) -> Figures:
+    threads = torch.get_num_threads()
+    cuda = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    model = [
+        line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    processor = model[0].partition(": ")[2] if model else platform.processor()
+    return {"torch": torch.__version__, "device": cuda or f"{processor}, {threads} threads"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(metavar="WHAT", required=True)
+    command = commands.add_parser("search", help="beam search at random weights, steps forced")
+    command.add_argument("--batch", type=int, default=32, help="images searched at once")
+    command.add_argument("--beam-size", type=int, default=5)
+    command.add_argument("--vocabulary", type=int, default=10_000)
+    command.add_argument("--steps", type=int, default=20)
+    command.add_argument("--rounds", type=int, default=15)
+    command.add_argument("--peer-beams", type=int, nargs="*", default=list(range(1, 11)))
+    command.add_argument("--images", type=Path, help="photographs, to count early exits on")
+    command.add_argument("--split", type=Path, help="the list of their names")
+    command.add_argument("--device", default="cpu", choices=("auto", "cpu", "cuda", "mps"))
+    command.add_argument("--output", type=Path, help="write the figures as JSON")
+    args = parser.parse_args(argv)
+    report = {"ran on": machine(choose_device(args.device)), **run(args)}
+    for name, figures in report.items():
+        print(f"{name:<36} " + ", ".join(f"{key} {value}" for key, value in figures.items()))
+    if args.output:
+        args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
