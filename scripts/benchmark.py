@@ -1,9 +1,9 @@
-"""Measure the search: against its bare matrix products, a peer, its batch and its needs.
+"""Measure the search: how fast it is, and whether a batch changes what it finds.
 
-    python scripts/benchmark.py search --output search.json
     python scripts/benchmark.py search --images Flickr8k/images --split Flickr8k/dev.txt
+    python scripts/benchmark.py steadiness --images Flickr8k/images --split Flickr8k/dev.txt
 
-All that is compared runs in one process, in turn; a ratio is the median over rounds, in brackets
+Times are compared in one process, in turn; a ratio is the median over rounds, in brackets
 its quartiles. The peer is the `generate` of the transformers package around the same step, where
 that package is installed.
 """
@@ -16,8 +16,10 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
+from itertools import chain, pairwise
 from pathlib import Path
 from statistics import quantiles
 from typing import Any, NamedTuple
@@ -26,9 +28,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from captioner import search as search_room
 from captioner.config import DecoderConfig, SearchOptions
 from captioner.decoder import Decoder, DecoderState
-from captioner.generation import write_captions
+from captioner.generation import Caption, write_captions
 from captioner.inference import Captioner
 from captioner.model import choose_device
 from captioner.vocabulary import BOS, EOS, PAD, SPECIAL, Vocabulary
@@ -235,7 +238,76 @@ def early_exit(images: Path, split: Path, precision: str, device: torch.device) 
     return {"photographs": len(names), "rows": rows, "computed / needed": rows[0] / rows[1]}
 
 
-def run(args: argparse.Namespace) -> Figures:
+@contextmanager
+def gaps() -> Iterator[list[float]]:
+    """Collect, of every image and step, how far the worst kept hypothesis was from the best cut."""
+    found: list[float] = []
+    plain = search_room._keep
+
+    def keep(ranks: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        several = ranks.flatten(1)
+        ordered = several.topk(min(count + 1, several.shape[1])).values[:, -2:]
+        apart = ordered[:, 0] - ordered[:, 1]
+        found.extend(apart[apart.isfinite()].tolist())
+        return plain(ranks, count)
+
+    search_room._keep = keep
+    try:
+        yield found
+    finally:
+        search_room._keep = plain
+
+
+def captions_in_batches(
+    captioner: Captioner, paths: Sequence[Path], size: int, options: SearchOptions
+) -> list[list[Caption]]:
+    found = []
+    for start in range(0, len(paths), size):
+        pixels = [captioner.pixels(path) for path in paths[start : start + size]]
+        found += captioner.captions_of(captioner.encode(pixels), options)
+    return found
+
+
+def beside(these: list[list[Caption]], those: list[list[Caption]]) -> Figures:
+    """Return how many of the photographs have other captions, and how far scores differ."""
+    pairs = list(zip(these, those, strict=True))
+    several = [[caption.text for caption in found] for found in chain(*pairs)]
+    same = [(a, b) for pair in pairs for a, b in zip(*pair, strict=True) if a.text == b.text]
+    return {
+        "best differ": sum(a[0].text != b[0].text for a, b in pairs),
+        "n-best differ": sum(a != b for a, b in zip(several[::2], several[1::2], strict=True)),
+        "log_prob apart": max(abs(a.log_prob - b.log_prob) for a, b in same),
+    }
+
+
+def steadiness(args: argparse.Namespace) -> Figures:
+    """Caption the same photographs in batches of several sizes, shuffled, and in bfloat16."""
+    options = SearchOptions(num_captions=SearchOptions.beam_size)
+    paths = [args.images / name for name in args.split.read_text().split()]
+    captioner = Captioner.load(device=args.device, precision="float32")
+    with gaps() as cut:
+        expected = captions_in_batches(captioner, paths, 32, options)
+    order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(0)).tolist()
+    ranks = [
+        [c.log_prob / (len(c.words) + 1) ** options.length_penalty for c in found]
+        for found in expected
+    ]
+    between = [a - b for found in ranks for a, b in pairwise(found)]
+    found: Figures = {
+        "photographs": {"count": len(paths), "captions each": options.num_captions},
+        "smallest gap": {"between kept and cut": min(cut), "between captions": min(between)},
+    }
+    for size in args.sizes:
+        again = captions_in_batches(captioner, paths, size, options)
+        found[f"batches of {size}"] = beside(again, expected)
+    shuffled = captions_in_batches(captioner, [paths[place] for place in order], 32, options)
+    found["shuffled"] = beside(shuffled, [expected[place] for place in order])
+    other = Captioner.load(device=args.device, precision="bfloat16")
+    found["bfloat16"] = beside(captions_in_batches(other, paths, 32, options), expected)
+    return found
+
+
+def speed(args: argparse.Namespace) -> Figures:
     device, rounds = choose_device(args.device), args.rounds
     sizes = Sizes(args.batch, args.beam_size, args.vocabulary, args.steps)
     small = sizes._replace(vocabulary=min(2500, sizes.vocabulary), beam_size=3)
@@ -272,18 +344,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(metavar="WHAT", required=True)
     command = commands.add_parser("search", help="beam search at random weights, steps forced")
+    command.set_defaults(run=speed)
     command.add_argument("--batch", type=int, default=32, help="images searched at once")
     command.add_argument("--beam-size", type=int, default=5)
     command.add_argument("--vocabulary", type=int, default=10_000)
     command.add_argument("--steps", type=int, default=20)
     command.add_argument("--rounds", type=int, default=15)
     command.add_argument("--peer-beams", type=int, nargs="*", default=list(range(1, 11)))
-    command.add_argument("--images", type=Path, help="photographs, to count early exits on")
-    command.add_argument("--split", type=Path, help="the list of their names")
-    command.add_argument("--device", default="cpu", choices=("auto", "cpu", "cuda", "mps"))
-    command.add_argument("--output", type=Path, help="write the figures as JSON")
+    other = commands.add_parser("steadiness", help="the embedded model in batches of several sizes")
+    other.set_defaults(run=steadiness)
+    other.add_argument("--sizes", type=int, nargs="*", default=[1, 7, 32, 128])
+    for each in (command, other):
+        needed = each is other
+        each.add_argument("--images", type=Path, required=needed, help="photographs to caption")
+        each.add_argument("--split", type=Path, required=needed, help="the list of their names")
+        each.add_argument("--device", default="cpu", choices=("auto", "cpu", "cuda", "mps"))
+        each.add_argument("--output", type=Path, help="write the figures as JSON")
     args = parser.parse_args(argv)
-    report = {"ran on": machine(choose_device(args.device)), **run(args)}
+    report = {"ran on": machine(choose_device(args.device)), **args.run(args)}
     for name, figures in report.items():
         print(f"{name:<36} " + ", ".join(f"{key} {value}" for key, value in figures.items()))
     if args.output:

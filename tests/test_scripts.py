@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from skimage import data_dir  # type: ignore[attr-defined]
 
 ROOT = Path(__file__).parent.parent
 
@@ -68,6 +69,24 @@ def test_export_is_small_and_forgets_the_machine(shapes: Path, best: Path) -> No
     command = [sys.executable, "-m", "captioner", "info", "--model", str(small)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "drawn shapes" in done.stdout
+
+
+def test_benchmark_measures_the_search(tmp_path: Path) -> None:
+    names = ["camera.png", "horse.png"]
+    (tmp_path / "split.txt").write_text("\n".join(names))
+    photographs = ["--images", data_dir, "--split", str(tmp_path / "split.txt")]
+    output = ["--output", str(tmp_path / "figures.json")]
+    sizes = ["--batch", "4", "--beam-size", "2", "--vocabulary", "20000", "--steps", "5"]
+    run("benchmark", "search", *sizes, "--rounds", "2", "--peer-beams", *photographs, *output)
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["floor, float32, (4, 2, 20000, 5)"]["search / floor"]["median"] > 0.5
+    memory = figures["memory, float32"]
+    assert memory["largest_tensor_mb"] < memory["all_steps_mb"]
+    assert figures["early exit, float32"]["computed / needed"] == 1.0
+    run("benchmark", "steadiness", "--sizes", "1", *photographs, *output)
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["batches of 1"]["n-best differ"] == 0
+    assert figures["smallest gap"]["between kept and cut"] > 0.0
 
 
 def test_mistakes_end_with_one_line(shapes: Path, tmp_path: Path) -> None:
