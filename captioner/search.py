@@ -41,7 +41,7 @@ class State(Protocol):
 
 
 class Step(Protocol[S]):
-    """One step of a decoder: tokens ``(R,)`` to log-probabilities ``(R, V)``."""
+    """One step of a decoder: tokens ``(R,)`` to log-probabilities ``(R, V)``, float32."""
 
     def __call__(self, tokens: Tensor, state: S) -> tuple[Tensor, S]:
         """Read a token a row."""
@@ -132,7 +132,7 @@ class Hypothesis(NamedTuple):
     tokens: tuple[int, ...]
     """Without BOS and EOS."""
     log_prob: float
-    """Natural logarithm of the sequence's probability, EOS included."""
+    """Natural logarithm of the sequence's probability, EOS included where it is finished."""
     token_log_probs: tuple[float, ...]
     """The terms of ``log_prob``: one a token and, where it is finished, one for EOS."""
     finished: bool = True
@@ -232,6 +232,8 @@ def search(
     al., "Guided Open Vocabulary Image Captioning" (2017), section 3.2, that count alike, with
     the candidates of Post and Vilar (2018), section 3.1.
     """
+    if not len(first):
+        return []
     layout = _Layout.of(options, required)
     wanted = torch.tensor(list(required), dtype=torch.long, device=first.device)
     rules = [*rules, *_number_rules(options)]

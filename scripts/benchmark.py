@@ -37,6 +37,7 @@ from captioner.model import choose_device
 from captioner.vocabulary import BOS, EOS, PAD, SPECIAL, Vocabulary
 
 Figures = dict[str, Any]
+Named = Iterator[tuple[str, Figures]]
 
 
 class Sizes(NamedTuple):
@@ -259,13 +260,11 @@ def gaps() -> Iterator[list[float]]:
 
 
 def captions_in_batches(
-    captioner: Captioner, paths: Sequence[Path], size: int, options: SearchOptions
+    captioner: Captioner, pixels: Sequence[Any], size: int, options: SearchOptions
 ) -> list[list[Caption]]:
-    found = []
-    for start in range(0, len(paths), size):
-        pixels = [captioner.pixels(path) for path in paths[start : start + size]]
-        found += captioner.captions_of(captioner.encode(pixels), options)
-    return found
+    batches = (pixels[start : start + size] for start in range(0, len(pixels), size))
+    found = (captioner.captions_of(captioner.encode(batch), options) for batch in batches)
+    return list(chain(*found))
 
 
 def beside(these: list[list[Caption]], those: list[list[Caption]]) -> Figures:
@@ -280,52 +279,49 @@ def beside(these: list[list[Caption]], those: list[list[Caption]]) -> Figures:
     }
 
 
-def steadiness(args: argparse.Namespace) -> Figures:
+def steadiness(args: argparse.Namespace) -> Named:
     """Caption the same photographs in batches of several sizes, shuffled, and in bfloat16."""
     options = SearchOptions(num_captions=SearchOptions.beam_size)
-    paths = [args.images / name for name in args.split.read_text().split()]
     captioner = Captioner.load(device=args.device, precision="float32")
+    names = args.split.read_text().split()
+    pixels = [captioner.pixels(args.images / name) for name in names]
     with gaps() as cut:
-        expected = captions_in_batches(captioner, paths, 32, options)
-    order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(0)).tolist()
+        expected = captions_in_batches(captioner, pixels, 32, options)
     ranks = [
         [c.log_prob / (len(c.words) + 1) ** options.length_penalty for c in found]
         for found in expected
     ]
     between = [a - b for found in ranks for a, b in pairwise(found)]
-    found: Figures = {
-        "photographs": {"count": len(paths), "captions each": options.num_captions},
-        "smallest gap": {"between kept and cut": min(cut), "between captions": min(between)},
-    }
-    for size in args.sizes:
-        again = captions_in_batches(captioner, paths, size, options)
-        found[f"batches of {size}"] = beside(again, expected)
-    shuffled = captions_in_batches(captioner, [paths[place] for place in order], 32, options)
-    found["shuffled"] = beside(shuffled, [expected[place] for place in order])
+    yield "photographs", {"count": len(names), "captions each": options.num_captions}
+    yield "smallest gap", {"between kept and cut": min(cut), "between captions": min(between)}
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(0)).tolist()
+    shuffled = captions_in_batches(captioner, [pixels[place] for place in order], 32, options)
+    yield "shuffled", beside(shuffled, [expected[place] for place in order])
     other = Captioner.load(device=args.device, precision="bfloat16")
-    found["bfloat16"] = beside(captions_in_batches(other, paths, 32, options), expected)
-    return found
+    yield "bfloat16", beside(captions_in_batches(other, pixels, 32, options), expected)
+    for size in args.sizes:
+        again = captions_in_batches(captioner, pixels, size, options)
+        yield f"batches of {size}", beside(again, expected)
 
 
-def speed(args: argparse.Namespace) -> Figures:
+def speed(args: argparse.Namespace) -> Named:
+    """Measure the search at random weights, and on photographs when it can stop."""
     device, rounds = choose_device(args.device), args.rounds
     sizes = Sizes(args.batch, args.beam_size, args.vocabulary, args.steps)
     small = sizes._replace(vocabulary=min(2500, sizes.vocabulary), beam_size=3)
-    found: Figures = {}
     for precision in (torch.float32, torch.bfloat16):
         name = str(precision).removeprefix("torch.")
         for other in (sizes, small):
-            case = Case(other, device, precision)
-            found[f"floor, {name}, {tuple(other[:4])}"] = against_floor(case, rounds)
+            shape = f"beam {other.beam_size}, vocabulary {other.vocabulary}"
+            yield f"{name}, {shape}", against_floor(Case(other, device, precision), rounds)
         case = Case(sizes, device, precision)
-        found[f"batch, {name}"] = batch_growth(case, rounds)
-        found[f"memory, {name}"] = memory(case)
+        yield f"{name}, batch", batch_growth(case, rounds)
+        yield f"{name}, memory", memory(case)
+        if args.images and args.split:
+            yield f"{name}, early exit", early_exit(args.images, args.split, name, device)
         for beam_size in args.peer_beams if find_spec("transformers") else ():
             case = Case(sizes._replace(beam_size=beam_size), device, precision)
-            found[f"peer, {name}, beam {beam_size}"] = against_peer(case, rounds)
-        if args.images and args.split:
-            found[f"early exit, {name}"] = early_exit(args.images, args.split, name, device)
-    return found
+            yield f"{name}, peer, beam {beam_size}", against_peer(case, rounds)
 
 
 def machine(device: torch.device) -> Figures:
@@ -361,9 +357,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         each.add_argument("--device", default="cpu", choices=("auto", "cpu", "cuda", "mps"))
         each.add_argument("--output", type=Path, help="write the figures as JSON")
     args = parser.parse_args(argv)
-    report = {"ran on": machine(choose_device(args.device)), **args.run(args)}
-    for name, figures in report.items():
-        print(f"{name:<36} " + ", ".join(f"{key} {value}" for key, value in figures.items()))
+    report = {"ran on": machine(choose_device(args.device))}
+    for name, figures in chain(report.items(), args.run(args)):
+        report = report | {name: figures}
+        shown = ", ".join(f"{key} {value}" for key, value in figures.items())
+        print(f"{name:<34} {shown}", flush=True)
     if args.output:
         args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return 0
