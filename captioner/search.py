@@ -422,11 +422,13 @@ def _top(scores: Tensor, count: int) -> Tensor:
 def _draw(beams: _Beams, log_probs: Tensor, noise: Tensor, options: SearchOptions) -> _Choice:
     """Return a token drawn for each row: the one at which the summed probability passes the noise.
 
-    In double precision, so that a noise below 1 never passes the last token with any probability.
+    In double precision, where the device has it, so that a noise below 1 never passes the last
+    token with any probability.
     """
     noise = noise[beams.images]
+    exact = torch.float32 if noise.device.type == "mps" else torch.float64
     log_probs = log_probs.view(*noise.shape, -1)
-    probs = torch.softmax(log_probs.double() / options.temperature, dim=-1)
+    probs = torch.softmax(log_probs.to(exact) / options.temperature, dim=-1)
     if options.top_k or options.top_p < 1.0:
         probs, tokens = probs.topk(min(options.top_k or probs.shape[-1], probs.shape[-1]))
         probs = probs / probs.sum(dim=-1, keepdim=True)
