@@ -4,7 +4,8 @@
     python scripts/benchmark.py steadiness --images Flickr8k/images --split Flickr8k/dev.txt
 
 Times are compared in one process, in turn; a ratio is the median over rounds, in brackets
-its quartiles. The peer is the `generate` of the transformers package around the same step, where
+its quartiles. With `--threads 1` they are of the processor's time, which other programs hardly
+disturb. The peer is the `generate` of the transformers package around the same step, where
 that package is installed.
 """
 
@@ -156,12 +157,13 @@ def peer(case: Case) -> tuple[Callable[[], None], int]:
 
 def in_turn(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
     """Return the seconds of each run in each round, after a round that does not count."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds + 1):
         for name, run in runs.items():
-            started = time.perf_counter()
+            started = clock()
             run()
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(clock() - started)
     return {name: taken[1:] for name, taken in seconds.items()}
 
 
@@ -317,11 +319,11 @@ def speed(args: argparse.Namespace) -> Named:
         case = Case(sizes, device, precision)
         yield f"{name}, batch", batch_growth(case, rounds)
         yield f"{name}, memory", memory(case)
-        if args.images and args.split:
-            yield f"{name}, early exit", early_exit(args.images, args.split, name, device)
         for beam_size in args.peer_beams if find_spec("transformers") else ():
             case = Case(sizes._replace(beam_size=beam_size), device, precision)
             yield f"{name}, peer, beam {beam_size}", against_peer(case, rounds)
+    for name in ("float32", "bfloat16") if args.images and args.split else ():
+        yield f"{name}, early exit", early_exit(args.images, args.split, name, device)
 
 
 def machine(device: torch.device) -> Figures:
@@ -356,7 +358,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         each.add_argument("--split", type=Path, required=needed, help="the list of their names")
         each.add_argument("--device", default="cpu", choices=("auto", "cpu", "cuda", "mps"))
         each.add_argument("--output", type=Path, help="write the figures as JSON")
+        each.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
     report = {"ran on": machine(choose_device(args.device))}
     for name, figures in chain(report.items(), args.run(args)):
         report = report | {name: figures}
