@@ -1,12 +1,13 @@
-"""Measure the search: how fast it is, and whether a batch changes what it finds.
+"""Measure speed as ratios, and whether a batch changes what is found.
 
+    python scripts/benchmark.py metrics      # against pycocoevalcap (pip install "captioner[coco]")
     python scripts/benchmark.py search --images Flickr8k/images --split Flickr8k/dev.txt
     python scripts/benchmark.py steadiness --images Flickr8k/images --split Flickr8k/dev.txt
 
-Times are compared in one process, in turn; a ratio is the median over rounds, in brackets
-its quartiles. With `--threads 1` they are of the processor's time, which other programs hardly
-disturb. The peer is the `generate` of the transformers package around the same step, where
-that package is installed.
+Times are compared in one process, in turn; a ratio is the median over rounds with its quartiles.
+With `--threads 1` they are of the processor's time, which other programs hardly disturb. The
+search's peer is the `generate` of the transformers package around the same step, where that
+package is installed.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import inspect
 import json
 import platform
+import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,13 +34,83 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from captioner import search as search_room
 from captioner.config import DecoderConfig, SearchOptions
 from captioner.decoder import Decoder, DecoderState
+from captioner.evaluation import versions
 from captioner.generation import Caption, write_captions
 from captioner.inference import Captioner
+from captioner.metrics import References
 from captioner.model import choose_device
 from captioner.vocabulary import BOS, EOS, PAD, SPECIAL, Vocabulary
 
 Figures = dict[str, Any]
 Named = Iterator[tuple[str, Figures]]
+
+
+def in_turn(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of each run in each round, after a round that does not count."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds + 1):
+        for name, run in runs.items():
+            started = clock()
+            run()
+            seconds[name].append(clock() - started)
+    return {name: taken[1:] for name, taken in seconds.items()}
+
+
+def spread(values: Sequence[float]) -> Figures:
+    low, median, high = quantiles(values, n=4, method="inclusive")
+    return {"median": round(median, 4), "quartiles": [round(low, 4), round(high, 4)]}
+
+
+def ratio(over: Sequence[float], under: Sequence[float]) -> Figures:
+    return spread([a / b for a, b in zip(over, under, strict=True)])
+
+
+def made_captions(images: int, each: int, seed: int) -> list[list[list[str]]]:
+    """Make up captions of 7 to 15 words, as frequent as words are (Zipf), of 5,000 words."""
+    draw = random.Random(seed)
+    words = [f"w{n}" for n in range(5000)]
+    weights = [1.0 / (n + 3) for n in range(5000)]
+    return [
+        [draw.choices(words, weights, k=draw.randint(7, 15)) for _ in range(each)]
+        for _ in range(images)
+    ]
+
+
+def metrics(args: argparse.Namespace) -> Named:
+    """CIDEr-D, BLEU and ROUGE-L of 5,000 images; CIDEr-D as a reward, 160 candidates at a time."""
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    wanted = made_captions(args.images, 5, seed=1)
+    written = [each[0] for each in made_captions(args.images, 1, seed=2)]
+    theirs = (
+        {i: [" ".join(words) for words in each] for i, each in enumerate(wanted)},
+        {i: [" ".join(words)] for i, words in enumerate(written)},
+    )
+    prepared = References(wanted)
+
+    def reward() -> None:
+        for start in range(0, args.images, 160):
+            chunk = written[start : start + 160]
+            prepared.cider_d(chunk, range(start, start + len(chunk)))
+
+    def all_three() -> None:
+        Bleu(4).compute_score(*theirs, verbose=0)
+        Rouge().compute_score(*theirs)
+        Cider().compute_score(*theirs)
+
+    def ours() -> None:
+        References(wanted).score(written)
+
+    def theirs_reward() -> None:
+        Cider().compute_score(*theirs)
+
+    taken = in_turn({"theirs": all_three, "ours": ours}, args.rounds)
+    yield "pycocoevalcap / ours", {"ratio": ratio(taken["theirs"], taken["ours"])}
+    taken = in_turn({"theirs": theirs_reward, "ours": reward}, args.rounds)
+    yield "Cider / reward", {"ratio": ratio(taken["theirs"], taken["ours"])}
 
 
 class Sizes(NamedTuple):
@@ -153,27 +225,6 @@ def peer(case: Case) -> tuple[Callable[[], None], int]:
         case.wait()
 
     return run, sum(len(inspect.getsource(part).splitlines()) for part in (Cache, Peer))
-
-
-def in_turn(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of each run in each round, after a round that does not count."""
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds + 1):
-        for name, run in runs.items():
-            started = clock()
-            run()
-            seconds[name].append(clock() - started)
-    return {name: taken[1:] for name, taken in seconds.items()}
-
-
-def spread(values: Sequence[float]) -> Figures:
-    low, median, high = quantiles(values, n=4, method="inclusive")
-    return {"median": round(median, 4), "quartiles": [round(low, 4), round(high, 4)]}
-
-
-def ratio(over: Sequence[float], under: Sequence[float]) -> Figures:
-    return spread([a / b for a, b in zip(over, under, strict=True)])
 
 
 def against_floor(case: Case, rounds: int) -> Figures:
@@ -306,7 +357,7 @@ def steadiness(args: argparse.Namespace) -> Named:
         yield f"batches of {size}", beside(again, expected)
 
 
-def speed(args: argparse.Namespace) -> Named:
+def search(args: argparse.Namespace) -> Named:
     """Measure the search at random weights, and on photographs when it can stop."""
     device, rounds = choose_device(args.device), args.rounds
     sizes = Sizes(args.batch, args.beam_size, args.vocabulary, args.steps)
@@ -326,44 +377,55 @@ def speed(args: argparse.Namespace) -> Named:
         yield f"{name}, early exit", early_exit(args.images, args.split, name, device)
 
 
-def machine(device: torch.device) -> Figures:
+def machine(device: torch.device) -> str:
     threads = torch.get_num_threads()
     cuda = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     model = [
         line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
     processor = model[0].partition(": ")[2] if model else platform.processor()
-    return {"torch": torch.__version__, "device": cuda or f"{processor}, {threads} threads"}
+    return cuda or f"{processor}, {threads} threads"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(metavar="WHAT", required=True)
-    command = commands.add_parser("search", help="beam search at random weights, steps forced")
-    command.set_defaults(run=speed)
-    command.add_argument("--batch", type=int, default=32, help="images searched at once")
-    command.add_argument("--beam-size", type=int, default=5)
-    command.add_argument("--vocabulary", type=int, default=10_000)
-    command.add_argument("--steps", type=int, default=20)
-    command.add_argument("--rounds", type=int, default=15)
-    command.add_argument("--peer-beams", type=int, nargs="*", default=list(range(1, 11)))
-    other = commands.add_parser("steadiness", help="the embedded model in batches of several sizes")
-    other.set_defaults(run=steadiness)
-    other.add_argument("--sizes", type=int, nargs="*", default=[1, 7, 32, 128])
-    for each in (command, other):
-        needed = each is other
-        each.add_argument("--images", type=Path, required=needed, help="photographs to caption")
-        each.add_argument("--split", type=Path, required=needed, help="the list of their names")
-        each.add_argument("--device", default="cpu", choices=("auto", "cpu", "cuda", "mps"))
-        each.add_argument("--output", type=Path, help="write the figures as JSON")
-        each.add_argument("--threads", type=int, default=torch.get_num_threads())
-    args = parser.parse_args(argv)
+    parser.add_argument("--output", type=Path, help="write the figures as JSON")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu", choices=("auto", "cpu", "cuda", "mps"))
+    kinds = parser.add_subparsers(required=True)
+
+    def add(measure: Callable[[argparse.Namespace], Named]) -> argparse.ArgumentParser:
+        kind = kinds.add_parser(measure.__name__, help=measure.__doc__)
+        kind.set_defaults(measure=measure)
+        return kind
+
+    add(metrics).add_argument("--images", type=int, default=5000)
+    kind = add(search)
+    kind.add_argument("--batch", type=int, default=32, help="images searched at once")
+    kind.add_argument("--beam-size", type=int, default=5)
+    kind.add_argument("--vocabulary", type=int, default=10_000)
+    kind.add_argument("--steps", type=int, default=20)
+    kind.add_argument("--peer-beams", type=int, nargs="*", default=list(range(1, 11)))
+    kind.add_argument("--images", type=Path, help="photographs, to count early exits on")
+    kind.add_argument("--split", type=Path, help="the list of their names")
+    kind = add(steadiness)
+    kind.add_argument("--sizes", type=int, nargs="*", default=[1, 7, 32, 128])
+    kind.add_argument("--images", type=Path, required=True)
+    kind.add_argument("--split", type=Path, required=True, help="the list of names")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
     torch.set_num_threads(args.threads)
-    report = {"ran on": machine(choose_device(args.device))}
-    for name, figures in chain(report.items(), args.run(args)):
-        report = report | {name: figures}
+    report: Figures = {"machine": machine(choose_device(args.device)), "versions": versions()}
+    print(report["machine"])
+    report["figures"] = {}
+    for name, figures in args.measure(args):
+        report["figures"][name] = figures
         shown = ", ".join(f"{key} {value}" for key, value in figures.items())
         print(f"{name:<34} {shown}", flush=True)
     if args.output:

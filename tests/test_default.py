@@ -21,6 +21,7 @@ from captioner.metrics import paired_bootstrap
 from captioner.readers import Example
 from captioner.tags import content_words
 from conftest import draw_picture, median_ratio
+from test_coco_caption import assert_equal, needs_java, scores_by_java
 
 BEAM_3 = SearchOptions(beam_size=3)
 
@@ -61,6 +62,14 @@ def test_captions_are_good(result: Evaluation) -> None:
     assert len(result.captions) == 1000
     assert result.scores.bleu[3] >= 0.20
     assert result.scores.cider_d >= 0.50
+
+
+@needs_java
+@pytest.mark.data
+def test_scores_are_coco_captions(result: Evaluation, dev: list[Example]) -> None:
+    captions = [caption.text for caption in result.captions]
+    theirs = scores_by_java(captions, [example.captions for example in dev])
+    assert_equal(result.scores, theirs)
 
 
 @pytest.mark.data
