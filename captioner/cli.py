@@ -12,7 +12,7 @@ from dataclasses import Field, fields
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from captioner import __version__
-from captioner.config import ConfigError, SearchOptions
+from captioner.config import ConfigError, SearchOptions, meaning
 
 if TYPE_CHECKING:
     from captioner.folder import Found, Writer
@@ -140,7 +140,7 @@ def _add_search_arguments(parser: _Parser) -> None:
 
 
 def _search_argument(option: Field[Any], choices: tuple[Any, ...]) -> dict[str, Any]:
-    default, help = option.default, option.metadata["help"]
+    default, help = option.default, meaning(option)
     if isinstance(default, bool):
         return {"action": argparse.BooleanOptionalAction, "default": default, "help": help}
     if isinstance(default, tuple):
@@ -148,12 +148,11 @@ def _search_argument(option: Field[Any], choices: tuple[Any, ...]) -> dict[str, 
         return {"action": "append", "default": [], "metavar": "WORD", "help": help}
     if isinstance(default, str):
         return {"choices": choices, "default": default, "help": f"{help} (default: {default})"}
-    low, high = option.metadata["low"], option.metadata["high"]
     return {
         "type": type(default),
         "default": default,
         "metavar": "N" if isinstance(default, int) else "X",
-        "help": f"{help}; {low} to {high} (default: {default})",
+        "help": f"{help} (default: {default})",
     }
 
 
