@@ -211,10 +211,8 @@ def retrace(
     written = [torch.tensor([*h.tokens, EOS]) for image in rows for h in image]
     targets = torch.nn.utils.rnn.pad_sequence(written, True, PAD).to(device)
     images = torch.arange(len(rows), device=device)[:, None].expand(-1, most)
-    states, tokens = (
-        _States.start(decoders, grids).select(images),
-        torch.full_like(targets[:, 0], BOS),
-    )
+    states = _States.start(decoders, grids).select(images)
+    tokens = torch.full_like(targets[:, 0], BOS)
     terms, looked = [], []
     for token in targets.unbind(dim=1):
         log_probs, weights, states = _step(decoders, tokens, states)
