@@ -109,7 +109,7 @@ class Captioner:
         ``ValueError`` for what is no image.
         """
         preprocessing = self.checkpoint.config.preprocessing
-        return prepare(_open(image), preprocessing)
+        return prepare(_open(image, preprocessing.size), preprocessing)
 
     @torch.inference_mode()
     def encode(self, pixels: Sequence[np.ndarray[Any, np.dtype[np.uint8]]]) -> Tensor:
@@ -155,7 +155,7 @@ class Captioner:
             raise ImageError(str(error), index, path) from error
 
 
-def _open(image: ImageLike) -> Image.Image:
+def _open(image: ImageLike, size: int) -> Image.Image:
     if isinstance(image, Image.Image):
         try:
             return to_rgb(image)
@@ -167,5 +167,5 @@ def _open(image: ImageLike) -> Image.Image:
             raise ValueError(f"expected a tensor (3, h, w) of torch.uint8, not {shape}")
         return Image.fromarray(image.permute(1, 2, 0).cpu().contiguous().numpy())
     if isinstance(image, str | os.PathLike):
-        return open_rgb(image)
+        return open_rgb(image, size)
     raise TypeError(f"expected a path, a PIL image or a tensor, not {type(image).__name__}")

@@ -20,7 +20,18 @@ LEVELS = {
     3: {"model"},
     2: {"decoder", "dataset"},
     1: {"encoder", "attention", "search", "losses"},
-    0: {"images", "vocabulary", "tokenizer", "readers", "metrics", "tags", "config"},
+    0: {
+        "images",
+        "vocabulary",
+        "tokenizer",
+        "readers",
+        "metrics",
+        "tags",
+        "config",
+        "decoding",
+        "journal",
+        "outputs",
+    },
 }
 LEVEL = {room: level for level, rooms in LEVELS.items() for room in rooms}
 ROOMS = sorted(path.stem for path in PACKAGE.glob("*.py"))
