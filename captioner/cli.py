@@ -201,6 +201,8 @@ def _tag(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, **what: Any) -> int:
+    from captioner.decoding import DecodingError
+
     photographs = _find(args)
     _check_output(args, photographs)
     if not photographs:
@@ -221,7 +223,10 @@ def _run(args: argparse.Namespace, **what: Any) -> int:
             "decode_timeout": args.decode_timeout,
             **what,
         }
-        errors = _describe(args, captioner, photographs, journal, output, engine)
+        try:
+            errors = _describe(args, captioner, photographs, journal, output, engine)
+        except DecodingError as error:
+            raise _UsageError(str(error)) from error
     if errors:
         _note(args, f"{errors} of {len(photographs)} could not be read")
     return 1 if errors else 0
