@@ -32,8 +32,9 @@ MAX_PIXELS = 250_000_000
 # What Pillow opens but cannot decode, at least not without another program.
 _NO_PHOTOGRAPHS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 
-# How many times as large as needed a JPEG must at least stay when its decoder scales it.
-_GAP = 2
+# How many times as large as needed a JPEG must at least stay when its decoder scales it: with
+# less, the sharpest photographs come out more than 0.3 of 255 different in the mean.
+_GAP = 6
 
 FilePath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
@@ -71,7 +72,7 @@ def open_rgb(path: FilePath, size: int | None = None) -> Image.Image:
     """Open a photograph as RGB: upright by its EXIF orientation, transparency on white.
 
     An animation gives its first frame. Where ``size`` is given, a large JPEG may come smaller,
-    but at least twice as high and wide as that: its decoder itself scales by 1/2, 1/4 or 1/8.
+    but at least six times as high and wide as that: its decoder itself scales by 1/2, 1/4 or 1/8.
     Raises ``UnreadableError`` for anything that cannot be read to its end as a picture.
     """
     _load_plugins()
@@ -82,7 +83,7 @@ def open_rgb(path: FilePath, size: int | None = None) -> Image.Image:
         with Image.open(os.fsdecode(path)) as image:
             _check_size(image)
             if size is not None:
-                image.draft(None, (_GAP * size, _GAP * size))
+                _shrink(image, size)
             image.load()
             return to_rgb(image)
     except UnreadableError:
@@ -97,6 +98,16 @@ def open_rgb(path: FilePath, size: int | None = None) -> Image.Image:
         raise UnreadableError(error.strerror or str(error)) from None
     except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
         raise UnreadableError(f"damaged: {type(error).__name__}: {error}") from None
+
+
+def _shrink(image: Image.Image, size: int) -> None:
+    width, height = image.size
+    for scale in (8, 4, 2):
+        # A side that is no multiple would be rounded up, and the picture stretched by that.
+        fits = width % scale == 0 == height % scale
+        if fits and min(width, height) >= scale * _GAP * size:
+            image.draft(None, (width // scale, height // scale))
+            return
 
 
 def _check_size(image: Image.Image) -> None:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,14 +17,11 @@ from typing import Any
 import pytest
 import torch
 
-from captioner.checkpoint import Checkpoint, build_model, save_checkpoint
+from captioner.checkpoint import Checkpoint, save_checkpoint
 from captioner.cli import main
-from captioner.config import EncoderConfig
 from captioner.folder import describe_folder
 from captioner.inference import Captioner
-from captioner.tags import TagSet
-from captioner.vocabulary import Vocabulary
-from conftest import TAGS, WORDS, draw_picture, tiny_config
+from conftest import draw_picture
 
 # More of them for a long night.
 KILLS = int(os.environ.get("CAPTIONER_KILLS", "24"))
@@ -34,9 +30,10 @@ Capture = pytest.CaptureFixture[bytes]
 
 # Forks a process a command, so that torch is imported once for all of them.
 _FORKS = """
-import json, os, sys, time, signal
+import json, os, sys, time, signal, torch
 from captioner import cli, inference, folder, outputs
 import tqdm
+torch.set_num_threads(1)
 for line in sys.stdin:
     arguments, kill_after, log = json.loads(line)
     pid = os.fork()
@@ -85,18 +82,20 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def model(small: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Return the arguments that name a model so small that the run is what takes time."""
-    torch.manual_seed(0)
-    config = replace(tiny_config(), encoder=EncoderConfig("squeezenet1_1", "random"))
-    words, tags = Vocabulary(WORDS), TagSet(TAGS)
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    tiny = build_model(config, words, tags)
-    with torch.no_grad():
-        for decoder in (tiny.caption_decoder, tiny.tag_decoder):
-            decoder.initial.weight *= 3000.0
-    save_checkpoint(Checkpoint(tiny, config, words, tags), path)
+    path = tmp_path_factory.mktemp("model") / "small.safetensors"
+    save_checkpoint(small, path)
     return ["--model", str(path), "--precision", "float32"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Keep torch's threads from waiting for each other where others are at work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
