@@ -3,7 +3,7 @@
 >>> from captioner import Captioner
 >>> captioner = Captioner.load()
 >>> captioner.caption(["dog.jpg"])  # doctest: +SKIP
-[Caption(text='a dog runs along the beach', log_prob=-6.81)]
+[Caption(text='a dog runs along the beach', log_prob=-6.81, finished=True)]
 
 Shapes in docstrings use these letters: B images, K beams (or captions) an image, R = B·K rows,
 N grid cells, D grid width, A attention width, E embedding, H hidden, L positions, V vocabulary,

@@ -9,8 +9,8 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import Field, asdict, fields
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from captioner import __version__
 from captioner.config import ConfigError, SearchOptions
@@ -95,7 +95,10 @@ def _parser() -> _Parser:
 
 def _add_model_arguments(parser: _Parser) -> None:
     parser.add_argument(
-        "--model", metavar="FILE", help="a checkpoint (default: the embedded model)"
+        "--model",
+        action="append",
+        metavar="FILE",
+        help="a checkpoint (default: the embedded model); several are an ensemble",
     )
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     parser.add_argument(
@@ -178,15 +181,29 @@ def _positive(text: str) -> int:
 
 
 def _add_search_arguments(parser: _Parser) -> None:
+    hints = get_type_hints(SearchOptions)
+    group = parser.add_argument_group("search")
     for option in fields(SearchOptions):
-        low, high = option.metadata["low"], option.metadata["high"]
-        parser.add_argument(
-            f"--{option.name.replace('_', '-')}",
-            type=type(option.default),
-            default=option.default,
-            metavar="N" if isinstance(option.default, int) else "X",
-            help=f"{option.metadata['help']}; {low} to {high} (default: {option.default})",
-        )
+        flag = f"--{option.name.replace('_', '-')}"
+        group.add_argument(flag, **_search_argument(option, get_args(hints[option.name])))
+
+
+def _search_argument(option: Field[Any], choices: tuple[Any, ...]) -> dict[str, Any]:
+    default, help = option.default, option.metadata["help"]
+    if isinstance(default, bool):
+        return {"action": argparse.BooleanOptionalAction, "default": default, "help": help}
+    if isinstance(default, tuple):
+        help = f"{help}; may be given more than once"
+        return {"action": "append", "default": [], "metavar": "WORD", "help": help}
+    if isinstance(default, str):
+        return {"choices": choices, "default": default, "help": f"{help} (default: {default})"}
+    low, high = option.metadata["low"], option.metadata["high"]
+    return {
+        "type": type(default),
+        "default": default,
+        "metavar": "N" if isinstance(default, int) else "X",
+        "help": f"{help}; {low} to {high} (default: {default})",
+    }
 
 
 def _caption(args: argparse.Namespace) -> int:
@@ -209,6 +226,8 @@ def _run(args: argparse.Namespace, **what: Any) -> int:
         _note(args, f"no photographs in {', '.join(args.paths) or 'the list'}")
         return 0
     captioner = _load(args)
+    if options := what.get("options"):
+        captioner.check(options)
     with ExitStack() as stack:
         try:
             journal = stack.enter_context(_journal(args, captioner, what))
@@ -397,10 +416,12 @@ def _settings(
     """Return what the records depend on."""
     from captioner.checkpoint import default_path
 
-    with open(args.model or default_path(), "rb") as file:
-        model = hashlib.file_digest(file, "sha256").hexdigest()
+    models = []
+    for path in args.model or [default_path()]:
+        with open(path, "rb") as file:
+            models.append(hashlib.file_digest(file, "sha256").hexdigest()[:16])
     return {
-        "model": f"the one of SHA-256 {model[:16]}",
+        "model": f"the one of SHA-256 {' and '.join(models)}",
         "precision": str(captioner.precision).removeprefix("torch."),
         "captions": what["captions"],
         "tags": what["tags"],
@@ -455,10 +476,10 @@ def _info(args: argparse.Namespace) -> int:
 
     captioner = _load(args)
     checkpoint, config = captioner.checkpoint, captioner.checkpoint.config
-    size = os.path.getsize(args.model or default_path())
-    parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
+    size = sum(os.path.getsize(path) for path in args.model or [default_path()])
+    parameters = sum(p.numel() for c in captioner.checkpoints for p in c.model.parameters())
     rows = {
-        "model": args.model or "the one in the package",
+        "model": ", ".join(args.model or ["the one in the package"]),
         "size": f"{size:,} bytes, {parameters:,} parameters",
         "encoder": config.encoder.name,
         "pixels": f"{config.preprocessing.size} x {config.preprocessing.size}, "

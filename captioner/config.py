@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import tomllib
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -39,6 +40,10 @@ def _ranged(default: Any, low: float, high: float, help: str = "") -> Any:
     return field(default=default, metadata={"low": low, "high": high, "help": help})
 
 
+def _choice(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
 class _Ranged:
     """A dataclass whose fields made by ``_ranged`` are checked."""
 
@@ -46,10 +51,12 @@ class _Ranged:
         for option in fields(self):  # type: ignore[arg-type]
             if "low" not in option.metadata:
                 continue
-            value, low, high = (
-                getattr(self, option.name),
-                *map(option.metadata.get, ("low", "high")),
-            )
+            value: Any = getattr(self, option.name)
+            low, high = option.metadata["low"], option.metadata["high"]
+            number = Integral if isinstance(option.default, int) else Real
+            if not isinstance(value, number):
+                kind = "whole numbers" if number is Integral else "numbers"
+                raise ConfigError(f"{option.name} is {value!r}; it takes {kind}, {low} to {high}")
             if not low <= value <= high:
                 raise ConfigError(f"{option.name} is {value}; it takes {low} to {high}")
 
@@ -58,23 +65,105 @@ class _Ranged:
 class SearchOptions(_Ranged):
     """What a person may say about a search; the command line's flags are made from it.
 
-    A value out of range is a ``ConfigError`` that names the range.
+    The help of each field says what it means and where it comes from. Words are taken in lower
+    case. A value out of range is a ``ConfigError`` that names the range, and so are two values
+    that contradict each other. A caption's length counts its words and its end.
     """
 
-    beam_size: int = _ranged(3, 1, 100, "hypotheses kept at each step (1 is greedy search)")
-    num_captions: int = _ranged(1, 1, 100, "captions for each photograph, at most the beam size")
+    beam_size: int = _ranged(
+        3, 1, 100, "hypotheses kept at each step; 1 is greedy search (Graves 2012, section 3.2)"
+    )
+    num_captions: int = _ranged(
+        1,
+        1,
+        100,
+        "captions for each photograph, at most the beam size unless sampled; fewer if groups agree",
+    )
     length_penalty: float = _ranged(
-        0.7, 0.0, 4.0, "power of (words + 1) that a log-probability is divided by; 1 is the average"
+        0.7, 0.0, 4.0, "power of the length that a log-probability is divided by"
     )
     max_words: int = _ranged(20, 1, 200, "longest caption, in words")
+    min_words: int = _ranged(0, 0, 200, "shortest caption, in words")
+    length_norm: Literal["average", "gnmt"] = _choice(
+        "average",
+        "the length: words + 1, so that penalty 1 gives the average; or (words + 6) / 6 "
+        "(Wu et al. 2016, equation 14)",
+    )
+    no_repeat: int = _ranged(
+        0, 0, 20, "no run of so many words twice; 0 allows all (Paulus et al. 2018, section 2.5)"
+    )
+    forbidden: tuple[str, ...] = _choice((), "a word that no caption has")
+    no_ending: tuple[str, ...] = _choice((), "a word that no caption ends on")
+    required: tuple[str, ...] = _choice(
+        (),
+        "a word that every caption has; the beam is kept once for each number of them written "
+        "(Anderson et al. 2017; Post and Vilar 2018)",
+    )
+    unknown: bool = _choice(False, "let captions have <unk>, which stands for any rare word")
+    groups: int = _ranged(
+        1, 1, 100, "parts of the beam that shun each other's words (Vijayakumar et al. 2016)"
+    )
+    diversity: float = _ranged(
+        0.5, 0.0, 100.0, "what a word costs for each time an earlier group says it at that place"
+    )
+    sample: bool = _choice(False, "draw captions by their probability instead of searching")
+    temperature: float = _ranged(
+        1.0, 0.01, 100.0, "of sampling: log-probabilities are divided by it"
+    )
+    top_k: int = _ranged(
+        0, 0, 1_000_000, "of sampling: so many words to draw from (Fan et al. 2018); 0 is all"
+    )
+    top_p: float = _ranged(
+        1.0,
+        0.0,
+        1.0,
+        "of sampling: draw from the fewest words that reach it (Holtzman et al. 2020)",
+    )
+    seed: int = _ranged(
+        0, 0, 2**31 - 1, "of sampling: the same number gives the same captions, in any batch"
+    )
 
     def __post_init__(self) -> None:
-        """Check every range, and that the beam can hold the captions."""
+        """Check every range, and that the values fit each other."""
         super().__post_init__()
-        if self.num_captions > self.beam_size:
-            raise ConfigError(
-                f"num_captions is {self.num_captions}; it takes at most beam_size, {self.beam_size}"
-            )
+        for name in ("forbidden", "no_ending", "required"):
+            object.__setattr__(self, name, _words(name, getattr(self, name)))
+        if self.length_norm not in ("average", "gnmt"):
+            raise ConfigError(f"length_norm is {self.length_norm!r}; it takes average or gnmt")
+        for wrong, message in self._contradictions():
+            if wrong:
+                raise ConfigError(message)
+
+    def _contradictions(self) -> Iterator[tuple[object, str]]:
+        beam, most = self.beam_size, self.max_words
+        yield (
+            self.num_captions > beam and not self.sample,
+            f"num_captions is {self.num_captions}; it takes at most beam_size, {beam}",
+        )
+        yield (
+            beam % self.groups,
+            f"groups is {self.groups}; it takes a number that divides beam_size, {beam}",
+        )
+        yield (
+            self.min_words > most,
+            f"min_words is {self.min_words}; it takes at most max_words, {most}",
+        )
+        yield (
+            len(self.required) > most,
+            f"required has {len(self.required)} words; it takes at most max_words, {most}",
+        )
+        both = sorted({*self.required} & {*self.forbidden})
+        yield both, f"a word is both required and forbidden: {', '.join(both)}"
+        yield (
+            self.sample and (self.required or self.groups > 1),
+            "sample draws each caption alone; it goes with neither required words nor groups",
+        )
+
+
+def _words(name: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(word, str) for word in value):
+        raise ConfigError(f"{name} is {value!r}; it takes a list of words")
+    return tuple(dict.fromkeys(word.lower() for word in value))
 
 
 @dataclass(frozen=True)

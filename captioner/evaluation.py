@@ -110,8 +110,8 @@ def evaluate(
     model, words = checkpoint.model, checkpoint.vocabulary
     for batch_places, grid in grids:
         places += batch_places
-        captions += [c[0] for c in write_captions(model.caption_decoder, words, grid, options)]
-        tags += write_tags(model.tag_decoder, checkpoint.tags, checkpoint.calibration, grid)
+        captions += [c[0] for c in write_captions([model.caption_decoder], words, [grid], options)]
+        tags += write_tags([model.tag_decoder], checkpoint.tags, checkpoint.calibration, [grid])
     if not places:
         raise DataError("none of the photographs to evaluate on could be read")
     read = [examples[place] for place in places]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from base64 import b64encode
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
@@ -19,6 +20,7 @@ from captioner.outputs import Output, Sidecars
 
 if TYPE_CHECKING:
     from captioner.config import SearchOptions
+    from captioner.generation import Caption
     from captioner.inference import Captioner
 
 __all__ = ["Found", "Part", "describe_folder", "find_photographs", "keep", "plan"]
@@ -71,6 +73,7 @@ def describe_folder(
     options: SearchOptions | None = None,
     captions: bool = True,
     tags: bool = True,
+    attention: bool = False,
     batch_size: int = 32,
     workers: int = 2,
     decode_timeout: float = 30.0,
@@ -83,7 +86,8 @@ def describe_folder(
     read photographs while the model works, each at most ``decode_timeout`` seconds; never more
     than four batches are held. Those in ``done`` are passed over, but batches are cut as if they
     were not, so that a run that is continued computes the same numbers as one that was not cut
-    off. ``progress`` is told after each batch how many records it gave.
+    off. With ``attention`` a record also says where the model looked for each word of its caption.
+    ``progress`` is told after each batch how many records it gave.
     """
     preprocessing = captioner.checkpoint.config.preprocessing
     pending = _pending(_found(paths), batch_size, done)
@@ -97,7 +101,7 @@ def describe_folder(
                 for _, image in batch
                 if not isinstance(image, UnreadableError)
             ]
-            described = iter(_describe(captioner, pixels, options, captions, tags))
+            described = iter(_describe(captioner, pixels, options, captions, tags, attention))
             records = [
                 {"image": path}
                 | ({"error": str(image)} if isinstance(image, UnreadableError) else next(described))
@@ -175,17 +179,34 @@ def _describe(
     options: SearchOptions | None,
     captions: bool,
     tags: bool,
+    attention: bool,
 ) -> list[Record]:
     if not pixels:
         return []
-    grid = captioner.encode(pixels)
+    grids = captioner.encode(pixels)
     records: list[Record] = [{} for _ in pixels]
     if captions:
-        for record, found in zip(records, captioner.captions_of(grid, options), strict=True):
-            texts = [{"text": c.text, "log_prob": round(c.log_prob, 4)} for c in found]
+        written = captioner.captions_of(grids, options, attention)
+        for record, found in zip(records, written, strict=True):
+            texts = [_entry(caption) for caption in found]
             record |= {"caption": texts[0]["text"], "log_prob": texts[0]["log_prob"]}
             record["captions"] = texts
+            if found[0].attention is not None:
+                record["attention"] = _attention(found[0])
     if tags:
-        for record, names in zip(records, captioner.tags_of(grid), strict=True):
+        for record, names in zip(records, captioner.tags_of(grids), strict=True):
             record["tags"] = [{"name": t.name, "score": round(t.score, 4)} for t in names]
     return records
+
+
+def _entry(caption: Caption) -> Record:
+    unfinished = {} if caption.finished else {"finished": False}
+    return {"text": caption.text, "log_prob": round(caption.log_prob, 4)} | unfinished
+
+
+def _attention(caption: Caption) -> Record:
+    """Return the words, and for each its weights over the grid: a byte a cell, 255 the highest."""
+    weights = np.asarray(caption.attention)
+    scaled = weights * (255.0 / weights.max(axis=1, keepdims=True, initial=1e-12))
+    rows = [b64encode(row.tobytes()).decode() for row in scaled.astype(np.uint8)]
+    return {"words": list(caption.words), "weights": rows}

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from statistics import mean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,10 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from captioner.checkpoint import Checkpoint, default_path, load_checkpoint
-from captioner.config import SearchOptions
-from captioner.generation import Caption, Tag, write_captions, write_tags
+from captioner.config import ConfigError, SearchOptions
+from captioner.generation import Caption, Tag, token_rules, write_captions, write_tags
 from captioner.images import ImageError, UnreadableError, open_rgb, prepare, to_rgb
 from captioner.model import choose_device, choose_precision
+from captioner.tags import Calibration
 
 __all__ = [
     "Captioner",
@@ -48,38 +50,56 @@ class Captioner:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: Checkpoint | Sequence[Checkpoint],
         device: torch.device | None = None,
         precision: torch.dtype = torch.float32,
     ) -> None:
-        """Put a loaded checkpoint to use; :meth:`load` is the usual way in."""
-        self.checkpoint = checkpoint
+        """Put loaded checkpoints to use; :meth:`load` is the usual way in.
+
+        Raises ``ConfigError`` for an ensemble whose members do not fit each other.
+        """
+        self.checkpoints = [checkpoint] if isinstance(checkpoint, Checkpoint) else list(checkpoint)
+        _check_ensemble(self.checkpoints)
         self.device = device or torch.device("cpu")
         self.precision = precision
-        self._model = checkpoint.model.to(self.device, precision).eval()
+        self._models = [c.model.to(self.device, precision).eval() for c in self.checkpoints]
+        # Platt scaling is linear in the logits that the members' probabilities come from.
+        self._calibration = Calibration(
+            mean(c.calibration.slope for c in self.checkpoints),
+            mean(c.calibration.offset for c in self.checkpoints),
+        )
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The only checkpoint, or the first of an ensemble."""
+        return self.checkpoints[0]
 
     @classmethod
     def load(
         cls,
-        path: str | os.PathLike[str] | None = None,
+        path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
         *,
         device: str = "auto",
         precision: str = "auto",
     ) -> Captioner:
-        """Load a checkpoint, or the model inside the package.
+        """Load a checkpoint, or the model inside the package, or several as an ensemble.
 
-        Raises ``CheckpointError`` for a file that is no checkpoint (nothing in it is executed),
-        ``ConfigError`` for a device or precision that cannot be had.
+        The members of an ensemble must have the same vocabularies and preprocessing; their
+        log-probabilities are averaged. Raises ``CheckpointError`` for a file that is no
+        checkpoint (nothing in it is executed), ``ConfigError`` for a device or precision that
+        cannot be had and for members that do not fit each other.
         """
         chosen = choose_device(device)
         number_type = choose_precision(precision, chosen)
-        file = default_path() if path is None else Path(path)
-        return cls(load_checkpoint(file), chosen, number_type)
+        if path is None:
+            path = default_path()
+        paths = [path] if isinstance(path, str | os.PathLike) else path
+        return cls([load_checkpoint(Path(file)) for file in paths], chosen, number_type)
 
     def caption(
         self, images: Iterable[ImageLike], options: SearchOptions | None = None
     ) -> list[Caption]:
-        """Return the best caption of each image."""
+        """Return the best caption of each image; ``ConfigError`` as :meth:`check` raises it."""
         grids = self._grids(images)
         return [captions[0] for grid in grids for captions in self.captions_of(grid, options)]
 
@@ -92,13 +112,20 @@ class Captioner:
         images: Iterable[ImageLike],
         options: SearchOptions | None = None,
         threshold: float | None = None,
+        attention: bool = False,
     ) -> list[Description]:
-        """Return captions and tags of each image from one pass of the encoder."""
+        """Return captions and tags of each image from one pass of the encoder.
+
+        ``attention`` asks for the captions' attention weights too, which costs one more pass of
+        the decoder.
+        """
         return [
             Description(captions[0], captions, tags)
             for grid in self._grids(images)
             for captions, tags in zip(
-                self.captions_of(grid, options), self.tags_of(grid, threshold), strict=True
+                self.captions_of(grid, options, attention),
+                self.tags_of(grid, threshold),
+                strict=True,
             )
         ]
 
@@ -111,35 +138,46 @@ class Captioner:
         preprocessing = self.checkpoint.config.preprocessing
         return prepare(_open(image, preprocessing.size), preprocessing)
 
+    def check(self, options: SearchOptions) -> None:
+        """Raise ``ConfigError`` if the options have words that the model does not know."""
+        token_rules(options, self.checkpoint.vocabulary)
+
     @torch.inference_mode()
-    def encode(self, pixels: Sequence[np.ndarray[Any, np.dtype[np.uint8]]]) -> Tensor:
-        """Return the grid ``(B, N, D)`` of prepared pixels."""
+    def encode(self, pixels: Sequence[np.ndarray[Any, np.dtype[np.uint8]]]) -> tuple[Tensor, ...]:
+        """Return the grid ``(B, N, D)`` of prepared pixels, one for each checkpoint."""
         batch = torch.from_numpy(np.stack(pixels)).to(self.device)
-        return self._model.encode(batch)
+        return tuple(model.encode(batch) for model in self._models)
 
     def captions_of(
-        self, grid: Tensor, options: SearchOptions | None = None
+        self,
+        grids: Sequence[Tensor],
+        options: SearchOptions | None = None,
+        attention: bool = False,
     ) -> list[list[Caption]]:
-        """Return ``options.num_captions`` captions of each image of a grid, best first."""
+        """Return the captions of each image of the grids, best first.
+
+        There are ``options.num_captions`` of an image, unless fewer satisfy the options.
+        """
         return write_captions(
-            self._model.caption_decoder,
+            [model.caption_decoder for model in self._models],
             self.checkpoint.vocabulary,
-            grid,
+            grids,
             options or SearchOptions(),
+            attention,
         )
 
-    def tags_of(self, grid: Tensor, threshold: float | None = None) -> list[list[Tag]]:
-        """Return the tags of each image of a grid, best first.
+    def tags_of(self, grids: Sequence[Tensor], threshold: float | None = None) -> list[list[Tag]]:
+        """Return the tags of each image of the grids, best first.
 
         ``threshold`` drops tags whose score, 0…1, is lower; ``None`` keeps all that were found.
         """
-        checkpoint = self.checkpoint
-        found = write_tags(self._model.tag_decoder, checkpoint.tags, checkpoint.calibration, grid)
+        decoders = [model.tag_decoder for model in self._models]
+        found = write_tags(decoders, self.checkpoint.tags, self._calibration, grids)
         if threshold is None:
             return found
         return [[tag for tag in tags if tag.score >= threshold] for tags in found]
 
-    def _grids(self, images: Iterable[ImageLike]) -> Iterator[Tensor]:
+    def _grids(self, images: Iterable[ImageLike]) -> Iterator[tuple[Tensor, ...]]:
         if isinstance(images, str | bytes | os.PathLike | Image.Image | Tensor):
             shown = repr(images) if isinstance(images, str) else type(images).__name__
             raise TypeError(f"expected a list of images, not one; write [{shown}]")
@@ -153,6 +191,20 @@ class Captioner:
         except UnreadableError as error:
             path = os.fsdecode(image) if isinstance(image, str | os.PathLike) else None
             raise ImageError(str(error), index, path) from error
+
+
+def _check_ensemble(checkpoints: Sequence[Checkpoint]) -> None:
+    if not checkpoints:
+        raise ConfigError("an ensemble takes at least one checkpoint")
+    first = checkpoints[0]
+    for place, other in enumerate(checkpoints[1:], start=2):
+        for what, ours, theirs in (
+            ("words", first.vocabulary.words, other.vocabulary.words),
+            ("tags", first.tags.vocabulary.words, other.tags.vocabulary.words),
+            ("preprocessing", first.config.preprocessing, other.config.preprocessing),
+        ):
+            if ours != theirs:
+                raise ConfigError(f"checkpoint {place} of the ensemble has other {what}")
 
 
 def _open(image: ImageLike, size: int) -> Image.Image:

@@ -122,7 +122,7 @@ class Journal:
 
     def _check(self, header: Record, settings: Mapping[str, Any]) -> None:
         before = {"format": header["format"], **header["settings"]}
-        settings = {"format": _FORMAT, **settings}
+        settings = json.loads(as_json({"format": _FORMAT, **settings}))
         differences = [
             f"{name} was {before.get(name)}, is {settings.get(name)}"
             for name in dict.fromkeys([*before, *settings])

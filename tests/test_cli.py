@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from captioner.checkpoint import Checkpoint, save_checkpoint
 from captioner.cli import main
 from captioner.folder import find_photographs
 from captioner.outputs import TerminalStream, coco_image_id
+from captioner.tags import TagSet
 from conftest import draw_picture, median_ratio
 
 Capture = pytest.CaptureFixture[bytes]
@@ -112,6 +114,58 @@ def test_wrong_usage(model: list[str], photographs: Path, capsysbinary: Capture)
         ([], "the following arguments are required: COMMAND"),
     ]:
         assert message in usage_error(arguments, capsysbinary)
+
+
+def test_an_unknown_word_is_refused_before_any_work(
+    model: list[str], photographs: Path, tmp_path: Path, capsysbinary: Capture
+) -> None:
+    output = tmp_path / "out.jsonl"
+    command = ["caption", str(photographs), *model, "--output", str(output)]
+    line = usage_error([*command, "--required", "dog", "--required", "zebra"], capsysbinary)
+    assert "required has 'zebra': the model does not know such a word" in line
+    assert not output.exists()
+
+
+def test_every_search_option_is_a_flag(
+    model: list[str], photographs: Path, capsysbinary: Capture
+) -> None:
+    photo = str(photographs / "b.jpg")
+    command = ["caption", photo, *model, "--beam-size", "4", "--num-captions", "2", "--no-tags"]
+    command += ["--length-penalty", "1", "--max-words", "6", "--min-words", "3", "--no-repeat", "1"]
+    command += ["--length-norm", "gnmt", "--forbidden", "runs", "--forbidden", "man"]
+    command += ["--no-ending", "a", "--required", "red", "--groups", "2", "--diversity", "0.4"]
+    command += ["--unknown"]
+    assert main(command) == 0
+    ((record,), _) = records(capsysbinary)
+    for words in (caption["text"].split() for caption in record["captions"]):
+        assert 3 <= len(words) == len(set(words)) <= 6
+        assert "red" in words
+        assert not {"runs", "man"} & set(words)
+        assert words[-1] != "a"
+    command = ["caption", photo, *model, "--sample", "--num-captions", "5", "--temperature", "2"]
+    said = []
+    for seed in ("1", "1", "2"):
+        assert main([*command, "--top-k", "7", "--top-p", "0.9", "--seed", seed]) == 0
+        said.append(records(capsysbinary)[0])
+    assert said[0] == said[1] != said[2]
+    assert len(said[0][0]["captions"]) == 5
+
+
+def test_models_make_an_ensemble(
+    model: list[str], tiny: Checkpoint, photographs: Path, tmp_path: Path, capsysbinary: Capture
+) -> None:
+    photo = str(photographs / "b.jpg")
+    assert main(["caption", photo, *model]) == 0
+    alone = records(capsysbinary)[0]
+    assert main(["caption", photo, *model, *model[:2]]) == 0
+    ((together,), _) = records(capsysbinary)
+    assert together["caption"] == alone[0]["caption"]
+    assert main(["info", *model, *model[:2]]) == 0
+    assert capsysbinary.readouterr()[0].count(b"tiny.safetensors") == 2
+    other = str(tmp_path / "other.safetensors")
+    save_checkpoint(replace(tiny, tags=TagSet(["x", *tiny.tags.vocabulary.words[5:]])), Path(other))
+    line = usage_error(["caption", photo, *model, "--model", other], capsysbinary)
+    assert line == "captioner: checkpoint 2 of the ensemble has other tags"
 
 
 def test_a_pickle_is_refused_and_not_executed(tmp_path: Path, capsysbinary: Capture) -> None:

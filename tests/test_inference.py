@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import torch
 from PIL import Image
 
 import captioner
-from captioner.checkpoint import Checkpoint, save_checkpoint
+from captioner.checkpoint import Checkpoint, build_model, save_checkpoint
+from captioner.config import Preprocessing
 from captioner.inference import Captioner
+from captioner.tags import Calibration
 from conftest import draw_picture
 
 
@@ -84,6 +87,46 @@ def test_options_reach_the_search(tiny: Checkpoint) -> None:
         assert all(len(caption.text.split()) <= 2 for caption in description.captions)
         values = [caption.log_prob for caption in description.captions]
         assert values == sorted(values, reverse=True)
+
+
+def test_options_are_checked_for_unknown_words(tiny: Checkpoint) -> None:
+    model = Captioner(tiny)
+    model.check(captioner.SearchOptions(required=("dog",)))
+    with pytest.raises(ValueError, match="forbidden has 'zebra'"):
+        model.check(captioner.SearchOptions(forbidden=("dog", "zebra")))
+
+
+def test_attention_when_asked(tiny: Checkpoint) -> None:
+    images = pictures(3)
+    for description in Captioner(tiny).describe(images, attention=True):
+        assert description.caption.attention is not None
+        assert description.caption.attention.shape == (len(description.caption.words), 4)
+    assert Captioner(tiny).caption(images)[0].attention is None
+
+
+def test_an_ensemble_is_loaded_from_a_list(tiny: Checkpoint, tmp_path: Path) -> None:
+    first, second = tmp_path / "1.safetensors", tmp_path / "2.safetensors"
+    save_checkpoint(tiny, first)
+    torch.manual_seed(5)
+    model = build_model(tiny.config, tiny.vocabulary, tiny.tags)
+    save_checkpoint(replace(tiny, model=model, calibration=Calibration(3.0, 1.0)), second)
+    both = Captioner.load([first, second], device="cpu", precision="float32")
+    images = pictures(2)
+    described = both.describe(images, attention=True)
+    assert [d.caption for d in described] == both.caption(images)
+    assert [c.calibration.slope for c in both.checkpoints] == [1.0, 3.0]
+    assert both.checkpoint is both.checkpoints[0]
+    alone = Captioner.load(first, device="cpu", precision="float32").describe(images)
+    assert [d.caption.log_prob for d in described] != [d.caption.log_prob for d in alone]
+    assert Captioner.load([first], device="cpu", precision="float32").describe(images) == alone
+
+
+def test_members_that_do_not_fit_are_refused(tiny: Checkpoint) -> None:
+    other = replace(tiny, config=replace(tiny.config, preprocessing=Preprocessing(size=96)))
+    with pytest.raises(ValueError, match="checkpoint 3 of the ensemble has other preprocessing"):
+        Captioner([tiny, tiny, other])
+    with pytest.raises(ValueError, match="at least one checkpoint"):
+        Captioner.load([])
 
 
 @pytest.mark.parametrize("bare", ["dog.jpg", Path("dog.jpg"), Image.new("RGB", (2, 2))])

@@ -42,7 +42,8 @@ def bicubic(pixels: Array, size: int, axis: int, side: float) -> Array:
     weights /= weights.sum(axis=1, keepdims=True)
     scaled: Array = np.moveaxis(np.tensordot(weights, pixels, axes=(1, axis)), 0, axis)
     # Between the two axes as well: pixels are bytes.
-    return np.rint(scaled).clip(0, 255)
+    rounded: Array = np.rint(scaled).clip(0, 255)
+    return rounded
 
 
 def reference(rgb: Array, preprocessing: Preprocessing) -> Array:
