@@ -157,6 +157,9 @@ def _add_output_arguments(parser: _Parser) -> None:
         help="write a file of this kind beside each photograph",
     )
     parser.add_argument(
+        "--report", metavar="FILE.html", help="write a page to look through the results"
+    )
+    parser.add_argument(
         "--overwrite", action="store_true", help="begin anew, and replace files that exist"
     )
     parser.add_argument(
@@ -240,10 +243,13 @@ def _run(args: argparse.Namespace, **what: Any) -> int:
             "batch_size": args.batch_size,
             "workers": args.workers,
             "decode_timeout": args.decode_timeout,
+            "attention": bool(args.report) and what["captions"],
             **what,
         }
         try:
             errors = _describe(args, captioner, photographs, journal, output, engine)
+            if args.report and journal is not None:
+                _report(args, captioner, journal)
         except DecodingError as error:
             raise _UsageError(str(error)) from error
     if errors:
@@ -287,6 +293,21 @@ def _describe(
     return errors
 
 
+def _report(args: argparse.Namespace, captioner: Captioner, journal: Journal) -> None:
+    from captioner.report import write_report
+
+    write_report(
+        args.report,
+        journal.records(),
+        len(journal.done),
+        len(journal.errors),
+        title=", ".join(args.paths) or "captioner",
+        fit=captioner.checkpoint.config.preprocessing.fit,
+        workers=args.workers,
+        decode_timeout=args.decode_timeout,
+    )
+
+
 def _progress(args: argparse.Namespace, total: int, done: int) -> tqdm[Any]:
     from tqdm import tqdm
 
@@ -328,34 +349,46 @@ def _listed(separator: str) -> list[str]:
 
 def _has_files(args: argparse.Namespace) -> bool:
     """Whether records go elsewhere than to stdout."""
-    return args.output not in {None, "-"} or (args.output is None and bool(args.sidecar))
+    return args.output != "-" and bool(args.output or args.sidecar or args.report)
 
 
 def _journal_path(args: argparse.Namespace) -> str | None:
     output = getattr(args, "output", None)
-    return None if output in {None, "-"} else f"{output}.journal"
+    path = output if output not in {None, "-"} else getattr(args, "report", None)
+    return f"{path}.journal" if path else None
 
 
 def _check_output(args: argparse.Namespace, photographs: Sequence[Found]) -> None:
     from captioner.outputs import FORMS
 
-    path = _journal_path(args)
-    if path is None:
-        if args.retry_errors:
-            raise _UsageError("--retry-errors needs --output FILE, where the errors are")
-    else:
-        ending = os.path.splitext(args.output)[1].lower()
-        if ending not in FORMS:
-            raise _UsageError(f"--output {args.output}: the name must end in {', '.join(FORMS)}")
-        folder = os.path.dirname(args.output) or "."
-        if not os.path.isdir(folder):
-            raise _UsageError(f"--output {args.output}: there is no folder {folder}")
+    if args.retry_errors and _journal_path(args) is None:
+        raise _UsageError("--retry-errors needs --output FILE, where the errors are")
+    if args.output not in {None, "-"}:
+        _check_file("--output", args.output, FORMS)
         if os.path.lexists(args.output) and not args.overwrite:
-            _check_existing(args.output, path)
-        if ending == ".json":
+            _check_existing(args.output, f"{args.output}.journal")
+        if args.output.lower().endswith(".json"):
             _check_image_ids(photographs)
+    if args.report:
+        _check_file("--report", args.report, (".html", ".htm"))
+        _check_report(args)
     if args.sidecar:
         _check_sidecars(photographs, args.sidecar)
+
+
+def _check_file(option: str, path: str, endings: Sequence[str]) -> None:
+    if not path.lower().endswith(tuple(endings)):
+        raise _UsageError(f"{option} {path}: the name must end in {', '.join(endings)}")
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        raise _UsageError(f"{option} {path}: there is no folder {folder}")
+
+
+def _check_report(args: argparse.Namespace) -> None:
+    from captioner.report import is_report
+
+    if os.path.lexists(args.report) and not args.overwrite and not is_report(args.report):
+        raise _UsageError(f"--report {args.report} is something else; --overwrite replaces it")
 
 
 def _check_existing(output: str, journal: str) -> None:
@@ -432,7 +465,7 @@ def _settings(
 def _output(args: argparse.Namespace) -> Output:
     from captioner.outputs import ErrorStream, JsonLinesStream, TerminalStream, output_file
 
-    if _journal_path(args) is not None:
+    if args.output not in {None, "-"}:
         return output_file(args.output)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -454,7 +487,7 @@ def _with_sidecars(
     args: argparse.Namespace, photographs: Sequence[Found], sidecars: Sidecars | None
 ) -> set[str]:
     """Return the photographs that are done where sidecars are the only output."""
-    if sidecars is None or args.output or args.overwrite:
+    if sidecars is None or args.output == "-" or args.overwrite:
         return set()
     return {found.path for found in photographs if sidecars.exists(found.path)}
 

@@ -14,7 +14,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "captioner"
 LEVELS = {
     7: {"cli", "__main__", "__init__"},
-    6: {"folder"},
+    6: {"folder", "report"},
     5: {"inference", "training"},
     4: {"generation", "evaluation", "checkpoint", "features"},
     3: {"model"},

@@ -69,11 +69,13 @@ def scene(width: int, height: int, seed: int = 0) -> Array:
         left, top = generator.integers(0, width), generator.integers(0, height)
         waves[:, top : top + height // 6, left : left + width // 9] += generator.integers(-120, 120)
     waves += generator.normal(0, 4, size=waves.shape)
-    return waves.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
+    drawn: Array = waves.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
+    return drawn
 
 
 def difference(path: Path, rgb: Array, preprocessing: Preprocessing) -> Array:
-    return np.abs(read_pixels(path, preprocessing) - reference(rgb, preprocessing))
+    found: Array = np.abs(read_pixels(path, preprocessing) - reference(rgb, preprocessing))
+    return found
 
 
 @pytest.mark.parametrize("fit", ["squash", "crop"])
