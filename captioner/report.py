@@ -23,7 +23,7 @@ from captioner.outputs import printable
 
 __all__ = ["is_report", "write_report"]
 
-_SIDE = 320
+_SIDE = 256
 _MARK = b'<meta name="generator" content="captioner">'
 
 
@@ -83,7 +83,7 @@ def _thumbnail(path: str) -> bytes:
     image = open_rgb(path, _SIDE // 3)
     image.thumbnail((_SIDE, _SIDE), reducing_gap=2.0)
     stream = BytesIO()
-    image.save(stream, "JPEG", quality=70)
+    image.save(stream, "JPEG", quality=65)
     return b"%d %d " % image.size + stream.getvalue()
 
 

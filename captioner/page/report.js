@@ -58,8 +58,10 @@ function sort() {
   main.append(...cards.map((card) => card.element));
 }
 
-for (const id of ["text", "tag", "kind"]) find(id).addEventListener("input", filter);
-find("order").addEventListener("input", sort);
+for (const type of ["input", "change"]) {
+  for (const id of ["text", "tag", "kind"]) find(id).addEventListener(type, filter);
+  find("order").addEventListener(type, sort);
+}
 document.forms[0].addEventListener("submit", (event) => event.preventDefault());
 main.addEventListener("click", (event) => {
   const tag = event.target.closest("[data-tag]");
