@@ -8,7 +8,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import Field, asdict, fields
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
@@ -43,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"captioner: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        # Python would complain again when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with suppress(OSError):  # Python would complain again when it flushes stdout at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
             print(f"captioner: cannot write any further: {error}", file=sys.stderr)
         return 1
@@ -385,10 +385,15 @@ def _check_file(option: str, path: str, endings: Sequence[str]) -> None:
 
 
 def _check_report(args: argparse.Namespace) -> None:
+    from captioner.journal import check_replaceable
     from captioner.report import is_report
 
     if os.path.lexists(args.report) and not args.overwrite and not is_report(args.report):
         raise _UsageError(f"--report {args.report} is something else; --overwrite replaces it")
+    try:
+        check_replaceable(args.report)
+    except OSError as error:
+        raise _UsageError(f"cannot write {args.report}: {error.strerror}") from error
 
 
 def _check_existing(output: str, journal: str) -> None:

@@ -12,7 +12,15 @@ from pathlib import Path
 from time import monotonic
 from typing import IO, Any
 
-__all__ = ["Journal", "JournalError", "Record", "append", "as_json", "replacing"]
+__all__ = [
+    "Journal",
+    "JournalError",
+    "Record",
+    "append",
+    "as_json",
+    "check_replaceable",
+    "replacing",
+]
 
 Record = dict[str, Any]
 
@@ -185,13 +193,27 @@ def append(file: FileIO, content: bytes) -> int:
 @contextmanager
 def replacing(path: str) -> Iterator[IO[bytes]]:
     """Open a file to write that takes the place of another only once it is whole."""
-    target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.tmp")
+    temporary = _temporary(path)
     try:
         with open(temporary, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, target)
+        os.replace(temporary, os.path.realpath(path))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def check_replaceable(path: str) -> None:
+    """Raise ``OSError`` if :func:`replacing` could not even begin."""
+    temporary = _temporary(path)
+    temporary.touch()
+    temporary.unlink()
+
+
+def _temporary(path: str) -> Path:
+    target = Path(os.path.realpath(path))
+    return target.with_name(f".{target.name}.tmp")
