@@ -274,7 +274,8 @@ def _describe(
     else:
         parts = [Part(photographs, _with_sidecars(args, photographs, sidecars))]
     errors = 0
-    done = sum(found.path in parts[0].done for found in photographs)
+    again = sum(1 for part in parts[1:] for _ in part.photographs)
+    done = sum(found.path in parts[0].done for found in photographs) - again
     with _progress(args, len(photographs), done) as bar:
         try:
             for part in parts:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import FileIO
+from itertools import pairwise
 from pathlib import Path
 from time import monotonic
 from typing import IO, Any
@@ -38,8 +39,9 @@ class Journal:
     """A file of JSON lines: the run's settings, its photographs in order, and their records.
 
     A line is there whole or not at all. The file is locked while it is open; opening it again
-    continues where it ends. What a power failure may cost is the last second. All writing
-    raises ``OSError``.
+    continues where it ends. What a power failure may cost is the last second. ``errors`` are the
+    photographs that have an error record; ``reordered`` says whether records were, or may come to
+    be, written in another order than that of the photographs. All writing raises ``OSError``.
     """
 
     def __init__(self, path: str, settings: Mapping[str, Any], overwrite: bool = False) -> None:
@@ -88,6 +90,9 @@ class Journal:
         for start in range(0, len(new), _LISTED):
             append(self._file, as_json({"photographs": new[start : start + _LISTED]}) + b"\n")
         self._offsets |= dict.fromkeys(new)
+        done = [offset is not None for offset in self._offsets.values()]
+        # A later run may do what an earlier one was not asked for.
+        self.reordered |= any(after and not before for before, after in pairwise(done))
 
     def write(self, record: Record) -> None:
         """Keep a record; an earlier one of the same photograph counts no more."""

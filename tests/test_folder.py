@@ -248,6 +248,27 @@ def test_another_model_or_other_options_are_refused(
     assert run([*arguments, "--no-tags", "--batch-size", "7"], capsysbinary)[0] == 1
 
 
+def test_a_run_that_was_asked_for_in_pieces_ends_in_order(
+    model: list[str], many: Path, tmp_path: Path, capsysbinary: Capture
+) -> None:
+    output = tmp_path / "out.jsonl"
+    words = [*model, "--forbidden", "hat", "--forbidden", "dog"]
+    assert main(command(many, output, words)) == 1
+    whole = output.read_bytes()
+    journal = Path(f"{output}.journal")
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:2]))
+    for name in ("041.jpg", "007.jpg"):
+        assert main(command(many / name, output, words)) == 0
+    assert [r["image"] for r in lines(output)] == [f"{many}/007.jpg", f"{many}/041.jpg"]
+    assert main(command(many, output, words)) == 1
+    assert [r["caption"] for r in lines(output) if "caption" in r] == [
+        json.loads(line)["caption"] for line in whole.splitlines() if b"caption" in line
+    ]
+    assert [r["image"] for r in lines(output)] == [
+        json.loads(line)["image"] for line in whole.splitlines()
+    ]
+
+
 def test_two_runs_on_one_output(
     forks: Forks, model: list[str], many: Path, tmp_path: Path, capsysbinary: Capture
 ) -> None:
