@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from captioner.checkpoint import Checkpoint
 from captioner.config import SearchOptions
 from captioner.dataset import Features, pixel_batches
 from captioner.generation import Caption, Tag, write_captions, write_tags
-from captioner.metrics import Scores, paired_bootstrap, score
+from captioner.metrics import Scores, diversity, meteor, paired_bootstrap, score, spice
 from captioner.readers import DataError, Example
 from captioner.tags import content_words
 from captioner.tokenizer import stem
@@ -22,12 +25,15 @@ from captioner.vocabulary import SPECIAL
 
 __all__ = [
     "Evaluation",
+    "coco_form",
     "compare_images",
+    "describe_captions",
     "evaluate",
     "evaluate_images",
     "feature_grids",
     "pixel_grids",
     "tag_hits",
+    "versions",
 ]
 
 Grids = Iterable[tuple[list[int], Tensor]]
@@ -51,17 +57,14 @@ class Evaluation:
     tag_baseline: float
     different_tags: int
 
+    def tag_figures(self) -> dict[str, float]:
+        """Return the figures of the tags by name."""
+        names = ("tag_precision", "tag_baseline", "different_tags")
+        return {name: getattr(self, name) for name in names}
+
     def as_dict(self) -> dict[str, float]:
         """Return all figures by name."""
-        names = ("tag_precision", "tag_baseline", "different_tags")
-        return {**self.scores.as_dict(), **{name: getattr(self, name) for name in names}}
-
-    def written(self) -> list[dict[str, Any]]:
-        """Return what was written of each photograph."""
-        return [
-            {"image": str(e.image), "caption": c.text, "tags": [tag.name for tag in tags]}
-            for e, c, tags in zip(self.examples, self.captions, self.tags, strict=True)
-        ]
+        return {**self.scores.as_dict(), **self.tag_figures()}
 
 
 def pixel_grids(
@@ -156,6 +159,65 @@ def compare_images(
         result.scores.cider_d_per_image, other.scores.cider_d_per_image
     )
     return {"cider_d_there": other.scores.cider_d, "gap": mean, "gap_95": (low, high)}
+
+
+def describe_captions(
+    examples: Sequence[Example],
+    captions: Sequence[str],
+    training: Sequence[str] | None = None,
+    with_meteor: bool = False,
+    with_spice: bool = False,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return all figures of a caption an example, and an entry a photograph with its scores.
+
+    Raises ``MissingToolError`` when METEOR or SPICE is asked for and cannot be had.
+    """
+    references = [example.captions for example in examples]
+    scores = score(captions, references)
+    each: dict[str, Sequence[float]] = {
+        "bleu_4": [bleu[3] for bleu in scores.bleu_per_image],
+        "rouge_l": scores.rouge_l_per_image,
+        "cider_d": scores.cider_d_per_image,
+    }
+    figures: dict[str, Any] = {"photographs": len(examples), **scores.as_dict()}
+    for name, wanted, by_java in (("meteor", with_meteor, meteor), ("spice", with_spice, spice)):
+        if wanted:
+            figures[name], *each[name] = by_java(captions, references)
+    described = asdict(diversity(captions, training))
+    figures |= {name: value for name, value in described.items() if value is not None}
+    entries = [
+        {"image": str(example.image), "caption": caption, **dict(zip(each, values, strict=True))}
+        for example, caption, *values in zip(examples, captions, *each.values(), strict=True)
+    ]
+    return figures, entries
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that figures may depend on."""
+    found = {"python": platform.python_version()}
+    for package in ("captioner", "torch", "torchvision", "numpy", "Pillow", "pycocoevalcap"):
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def coco_form(
+    examples: Sequence[Example], captions: Sequence[str]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return captions in COCO's results form, and the examples in COCO's captions form.
+
+    Images keep the ids that their data gives them; where it gives none they are numbered from 1.
+    """
+    ids = [example.image_id for example in examples]
+    if None in ids or len(set(ids)) < len(ids):
+        ids = list(range(1, len(examples) + 1))
+    results = [{"image_id": i, "caption": text} for i, text in zip(ids, captions, strict=True)]
+    images = [{"id": i, "file_name": e.image.name} for i, e in zip(ids, examples, strict=True)]
+    pairs = [(i, text) for i, e in zip(ids, examples, strict=True) for text in e.captions]
+    annotations = [
+        {"id": n, "image_id": i, "caption": text} for n, (i, text) in enumerate(pairs, 1)
+    ]
+    return results, {"images": images, "annotations": annotations, "type": "captions", "info": {}}
 
 
 def _precision(examples: Sequence[Example], tags: Sequence[Sequence[Tag]]) -> float:

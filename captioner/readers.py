@@ -17,11 +17,13 @@ __all__ = [
     "drop_missing",
     "is_junk",
     "load",
+    "pair_results",
     "read",
     "read_coco",
     "read_flickr8k",
     "read_jsonl",
     "read_karpathy",
+    "read_results",
 ]
 
 # What annotators wrote when the photograph did not load, or when they had nothing to say.
@@ -169,6 +171,47 @@ def _coco_tags(path: Path) -> dict[int, tuple[str, ...]]:
         image_id: tuple(sorted(counts, key=lambda name: (-counts[name], name)))
         for image_id, counts in areas.items()
     }
+
+
+def read_results(path: Path) -> dict[int, str]:
+    """Read a COCO results file, ``[{"image_id", "caption"}]``: the caption of each image id.
+
+    Raises ``DataError`` for a file of another form, or an image id that stands twice.
+    """
+    entries = _load_json(path)
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise DataError(f"{path}: expected a list of objects with 'image_id' and 'caption'")
+    captions: dict[int, str] = {}
+    for index, entry in enumerate(entries):
+        where = f"{path}: [{index}]"
+        image_id = _field(entry, "image_id", int, where)
+        if image_id in captions:
+            raise DataError(f"{where}: the image id {image_id} stands twice")
+        captions[image_id] = _field(entry, "caption", str, where)
+    return captions
+
+
+def pair_results(
+    results: Path, captions: Path, subset: bool = False
+) -> tuple[list[Example], list[str]]:
+    """Return the photographs of a COCO captions file, and their captions in a results file.
+
+    With ``subset`` only those that the results file has. Raises ``DataError`` for an image id of
+    either file that the other does not have.
+    """
+    written = read_results(results)
+    examples = read_coco(captions, Path())
+    unknown = written.keys() - {example.image_id for example in examples}
+    if unknown:
+        raise DataError(f"{results}: {captions} has no caption of the image id {min(unknown)}")
+    missing = [e for e in examples if e.image_id not in written]
+    if missing and not subset:
+        raise DataError(
+            f"{captions}: {results} has no caption for the image id {missing[0].image_id} and "
+            f"{len(missing) - 1} more; a subset must be asked for"
+        )
+    paired = [e for e in examples if e.image_id in written]
+    return paired, [written[e.image_id] for e in paired if e.image_id is not None]
 
 
 def read_flickr8k(captions: Path, images: Path, split: Path | None = None) -> list[Example]:

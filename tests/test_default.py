@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import files
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,13 @@ from captioner import readers
 from captioner.checkpoint import default_path
 from captioner.config import SearchOptions
 from captioner.evaluation import Evaluation, evaluate_images
+from captioner.generation import Caption
 from captioner.inference import Captioner
 from captioner.metrics import paired_bootstrap
 from captioner.readers import Example
 from captioner.tags import content_words
 from conftest import draw_picture, median_ratio
+from test_coco_caption import assert_equal, needs_java, scores_by_java
 
 BEAM_3 = SearchOptions(beam_size=3)
 
@@ -61,6 +64,14 @@ def test_captions_are_good(result: Evaluation) -> None:
     assert result.scores.cider_d >= 0.50
 
 
+@needs_java
+@pytest.mark.data
+def test_scores_are_coco_captions(result: Evaluation, dev: list[Example]) -> None:
+    captions = [caption.text for caption in result.captions]
+    theirs = scores_by_java(captions, [example.captions for example in dev])
+    assert_equal(result.scores, theirs)
+
+
 @pytest.mark.data
 def test_captions_read_as_a_person_writes(result: Evaluation) -> None:
     for caption in result.captions:
@@ -92,11 +103,32 @@ def test_true_shapes_cost_little(default: Captioner, dev: list[Example], data: P
 
 
 @pytest.mark.data
-def test_neighbours_change_no_caption(default: Captioner, dev: list[Example]) -> None:
-    paths = [example.image for example in dev[:64]]
-    together = [caption.text for caption in default.caption(paths)]
-    assert [default.caption([path])[0].text for path in paths] == together
-    assert [caption.text for caption in default.caption(paths[::-1])] == together[::-1]
+@pytest.mark.parametrize("size", [1, 7, 128])
+def test_neighbours_change_no_caption(default: Captioner, dev: list[Example], size: int) -> None:
+    """All of the split, at more sizes, is what ``scripts/benchmark.py steadiness`` looks at."""
+    options = SearchOptions(num_captions=3)
+    pixels = [default.pixels(example.image) for example in dev[:128]]
+
+    def captions(order: list[int], size: int) -> dict[int, list[Caption]]:
+        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        grids = (default.encode([pixels[place] for place in batch]) for batch in batches)
+        found = (captions for grid in grids for captions in default.captions_of(grid, options))
+        return dict(zip(order, found, strict=True))
+
+    expected, again = captions(list(range(128)), 32), captions(list(range(128))[::-1], size)
+    for place, several in expected.items():
+        assert [c.text for c in again[place]] == [c.text for c in several]
+        for ours, theirs in zip(again[place], several, strict=True):
+            assert ours.log_prob == pytest.approx(theirs.log_prob, abs=1e-4)
+
+
+@pytest.mark.data
+def test_required_words_are_said(default: Captioner, dev: list[Example]) -> None:
+    options = SearchOptions(required=("dog", "red"), no_ending=("a", "the"), no_repeat=2)
+    for caption in default.caption([example.image for example in dev[:16]], options):
+        assert caption.finished
+        assert {"dog", "red"} <= {*caption.words}
+        assert len({*pairwise(caption.words)}) == len(caption.words) - 1
 
 
 def test_the_first_caption_comes_soon(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ LEVELS = {
         "readers",
         "metrics",
         "tags",
+        "treebank",
         "config",
         "decoding",
         "journal",

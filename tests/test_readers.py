@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from captioner.readers import DataError, Example, drop_junk, is_junk, load, read
+from captioner.readers import DataError, Example, drop_junk, is_junk, load, pair_results, read
 
 COCO: dict[str, Any] = {
     "images": [{"id": 7, "file_name": "a.jpg"}, {"id": 8, "file_name": "b.jpg"}],
@@ -158,3 +158,45 @@ def test_real_data(data: Path) -> None:
     assert sum(len(example.captions) for example in found) == 400
     assert all(example.image.is_file() for example in found)
     assert any("sports ball" in (example.tags or ()) for example in found)
+
+
+def coco_files(
+    folder: Path, results: object, captioned: tuple[int, ...] = (1, 2)
+) -> tuple[Path, Path]:
+    images = [{"id": i, "file_name": f"{i}.jpg"} for i in (1, 2)]
+    annotations = [{"image_id": i, "caption": f"a dog {i}"} for i in captioned]
+    captions = folder / "captions.json"
+    captions.write_text(json.dumps({"images": images, "annotations": annotations}))
+    (folder / "results.json").write_text(json.dumps(results))
+    return folder / "results.json", captions
+
+
+def entries(*image_ids: object) -> list[dict[str, object]]:
+    return [{"image_id": image_id, "caption": f"a cat {image_id}"} for image_id in image_ids]
+
+
+def test_results_are_paired_by_id(tmp_path: Path) -> None:
+    examples, captions = pair_results(*coco_files(tmp_path, entries(2, 1)))
+    assert [example.captions for example in examples] == [("a dog 1",), ("a dog 2",)]
+    assert captions == ["a cat 1", "a cat 2"]
+    examples, captions = pair_results(*coco_files(tmp_path, entries(2)), subset=True)
+    assert captions == ["a cat 2"]
+
+
+@pytest.mark.parametrize(
+    ("results", "captioned", "message"),
+    [
+        (entries(1), (1, 2), r"captions.json: .*results.json has no caption for the image id 2"),
+        (entries(1, 2, 7), (1, 2), r"results.json: .*captions.json has no caption of the .* 7$"),
+        (entries(1, 2), (1,), r"results.json: .*captions.json has no caption of the .* 2$"),
+        (entries(1, 2, 1), (1, 2), r"results.json: \[2\]: the image id 1 stands twice"),
+        (entries("x"), (1, 2), r"results.json: \[0\]: 'image_id' is 'x'"),
+        ([{"image_id": 1, "caption": None}], (1, 2), r"results.json: \[0\]: 'caption' is None"),
+        ({"image_id": 1}, (1, 2), r"results.json: expected a list of objects"),
+    ],
+)
+def test_results_that_cannot_be_paired(
+    results: object, captioned: tuple[int, ...], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=message):
+        pair_results(*coco_files(tmp_path, results, captioned))

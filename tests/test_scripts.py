@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from skimage import data_dir  # type: ignore[attr-defined]
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,16 +51,39 @@ def best(shapes: Path) -> Path:
 
 
 def test_training_learns_the_shapes(shapes: Path, best: Path) -> None:
-    report = shapes.parent / "report.json"
+    output = shapes.parent / "evaluated"
     run(
         "evaluate", str(best), "--images", str(shapes / "images"), "--captions",
         str(shapes / "val.json"), "--instances", str(shapes / "instances.json"),
-        "--output", str(report),
+        "--output", str(output),
     )  # fmt: skip
-    figures = json.loads(report.read_text())["figures"]
+    report = json.loads((output / "report.json").read_text())
+    assert report["checkpoint"]["sha256"] == hashlib.sha256(best.read_bytes()).hexdigest()
+    assert report["versions"].keys() >= {"python", "captioner", "torch"}
+    assert report["photographs"][0]["tags"]
+    figures = report["figures"]
     assert figures["photographs"] == 15
     assert figures["bleu_1"] > 0.8
     assert figures["tag_precision"] > 0.6
+
+
+def test_captions_that_are_written_score_the_same_without_a_model(shapes: Path, best: Path) -> None:
+    first, again = shapes.parent / "first", shapes.parent / "again"
+    images, captions = str(shapes / "images"), str(shapes / "val.json")
+    run("evaluate", str(best), "--images", images, "--captions", captions, "--output", str(first))
+    for references in (captions, str(first / "references.json")):
+        run(
+            "evaluate", str(first / "results.json"), "--captions", references,
+            "--output", str(again), "--training-captions", str(shapes / "train.json"),
+        )  # fmt: skip
+        figures = json.loads((first / "report.json").read_text())["figures"]
+        scored = json.loads((again / "report.json").read_text())["figures"]
+        assert {name: figures.get(name) for name in scored if name != "novel"} == {
+            name: value for name, value in scored.items() if name != "novel"
+        }
+        assert 0.0 <= scored["novel"] <= 1.0
+    ids = [entry["image_id"] for entry in json.loads((first / "results.json").read_text())]
+    assert ids == [image["id"] for image in json.loads(Path(captions).read_text())["images"]]
 
 
 def test_export_is_small_and_forgets_the_machine(shapes: Path, best: Path) -> None:
@@ -68,6 +94,28 @@ def test_export_is_small_and_forgets_the_machine(shapes: Path, best: Path) -> No
     command = [sys.executable, "-m", "captioner", "info", "--model", str(small)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "drawn shapes" in done.stdout
+
+
+def test_benchmark_measures_the_search(tmp_path: Path) -> None:
+    names = ["camera.png", "horse.png"]
+    (tmp_path / "split.txt").write_text("\n".join(names))
+    photographs = ["--images", data_dir, "--split", str(tmp_path / "split.txt")]
+    settings = ["--rounds", "2", "--output", str(tmp_path / "figures.json")]
+
+    def measured(*arguments: str) -> dict[str, Any]:
+        run("benchmark", *settings, *arguments, *photographs)
+        report = json.loads((tmp_path / "figures.json").read_text())
+        return dict(report["figures"])
+
+    sizes = ["--batch", "4", "--beam-size", "2", "--vocabulary", "20000", "--steps", "5"]
+    figures = measured("search", *sizes, "--peer-beams")
+    assert figures["float32, beam 2, vocabulary 20000"]["search / floor"]["median"] > 0.5
+    memory = figures["float32, memory"]
+    assert memory["largest_tensor_mb"] < memory["all_steps_mb"]
+    assert figures["float32, early exit"]["computed / needed"] == 1.0
+    figures = measured("steadiness", "--sizes", "1")
+    assert figures["batches of 1"]["n-best differ"] == 0
+    assert figures["smallest gap"]["between kept and cut"] > 0.0
 
 
 def test_mistakes_end_with_one_line(shapes: Path, tmp_path: Path) -> None:
