@@ -266,10 +266,12 @@ def _describe(
     engine: dict[str, Any],
 ) -> int:
     """Do what is left to do, and return how many photographs have an error record."""
-    from captioner.folder import Part, describe_folder, keep, plan
+    from captioner.folder import Part, catch_up, describe_folder, keep, plan
 
     sidecars = _sidecars(args)
     if journal is not None:
+        if sidecars is not None:
+            catch_up(journal, sidecars)
         parts = plan(photographs, journal, args.retry_errors)
     else:
         parts = [Part(photographs, _with_sidecars(args, photographs, sidecars))]

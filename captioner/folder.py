@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from captioner.generation import Caption
     from captioner.inference import Captioner
 
-__all__ = ["Found", "Part", "describe_folder", "find_photographs", "keep", "plan"]
+__all__ = ["Found", "Part", "catch_up", "describe_folder", "find_photographs", "keep", "plan"]
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -150,6 +150,14 @@ def keep(
             journal.write(record)
         output.write(record)
         yield record
+
+
+def catch_up(journal: Journal, sidecars: Sidecars) -> None:
+    """Write the sidecars of what was done before there were to be any."""
+    for record in journal.records():
+        written = sidecars.write(record)
+        if written is not record:
+            journal.write(written)
 
 
 def _found(paths: Iterable[str | os.PathLike[str] | Found]) -> Iterator[Found]:

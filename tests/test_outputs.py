@@ -191,6 +191,24 @@ def test_sidecars_alone_are_what_is_done(
     assert "have the same sidecar" in capsysbinary.readouterr().err.decode()
 
 
+def test_sidecars_of_a_run_that_is_done(
+    model: list[str], photographs: Path, tmp_path: Path, capsysbinary: Capture
+) -> None:
+    output = tmp_path / "out.jsonl"
+    arguments = ["caption", str(photographs), "--output", str(output), *model]
+    assert main(arguments) == 1
+    before = output.read_bytes()
+    assert main([*arguments, "--sidecar", "xmp"]) == 1
+    assert sorted(path.name for path in photographs.rglob("*.xmp")) == [
+        "a.PNG.xmp", "b.jpg.xmp", "c.webp.xmp", "one.png.xmp",
+    ]  # fmt: skip
+    assert output.read_bytes() == before
+    (photographs / "b.jpg.xmp").write_text("mine")
+    capsysbinary.readouterr()
+    assert main([*arguments, "--sidecar", "xmp"]) == 1
+    assert b"1 sidecars hold something else and were left alone" in capsysbinary.readouterr().err
+
+
 def test_sidecar_places() -> None:
     assert sidecar_path("a.b/dog.jpg", "txt") == "a.b/dog.txt"
     assert sidecar_path("a.b/dog", "caption") == "a.b/dog.caption"
