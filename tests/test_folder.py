@@ -24,7 +24,7 @@ from captioner.inference import Captioner
 from conftest import draw_picture
 
 # More of them for a long night.
-KILLS = int(os.environ.get("CAPTIONER_KILLS", "24"))
+KILLS = int(os.environ.get("CAPTIONER_KILLS", "18"))
 
 Capture = pytest.CaptureFixture[bytes]
 

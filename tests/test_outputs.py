@@ -294,7 +294,7 @@ def test_an_output_that_is_gone(model: list[str], photographs: Path, tmp_path: P
     assert (tmp_path / "elsewhere" / "x.jsonl.journal").read_bytes().endswith(b"}\n")
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_any_paths_and_options(
     model: list[str], photographs: Path, tmp_path: Path, capsysbinary: Capture, seed: int
 ) -> None:
