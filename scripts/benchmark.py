@@ -437,24 +437,22 @@ class Parts:
         self.preprocessing = self.captioner.checkpoint.config.preprocessing
         size = self.preprocessing.size
         pixels = [
-            np.frombuffer(read, np.uint8).reshape(3, size, size)
-            for _, read in self._read_all()
-            if isinstance(read, bytes)
+            np.frombuffer(read, np.uint8).reshape(3, size, size) for read in self._read(self.found)
         ]
         self.pixels = [pixels[i : i + batch] for i in range(0, len(pixels), batch)]
         self.grids = [self.captioner.encode(some) for some in self.pixels]
 
-    def _read_all(self) -> Any:
-        reader = partial(_read, self.preprocessing)
-        return read_ahead(reader, self.found, self.workers, 3 * self.batch, 60.0)
+    def _read(self, found: Sequence[Found]) -> list[bytes]:
+        reader, depth = partial(_read, self.preprocessing), 3 * self.batch
+        reading = read_ahead(reader, found, self.workers, depth, 60.0)
+        return [read for _, read in reading if isinstance(read, bytes)]
 
     def decode(self) -> float:
-        """Return the seconds from the first photograph on: starting the processes is no floor."""
-        reading = self._read_all()
-        next(reading)
-        started = time.perf_counter()
-        rest = sum(1 for _ in reading)
-        return (time.perf_counter() - started) * (rest + 1) / rest
+        """Return the time of all but the first, which start the processes: that is no floor."""
+        some, everything = self.found[: self.workers], self.found
+        start = timed(lambda: self._read(some))
+        taken = timed(lambda: self._read(everything)) - start
+        return taken * len(everything) / (len(everything) - len(some))
 
     def encode(self) -> float:
         return timed(lambda: [self.captioner.encode(some) for some in self.pixels])
@@ -484,10 +482,15 @@ class Parts:
         return each * len(self.found)
 
 
+def clock() -> float:
+    """Return the time; with one thread, the processor's, that of ended processes included."""
+    return sum(os.times()[:4]) if torch.get_num_threads() == 1 else time.perf_counter()
+
+
 def timed(run: Callable[[], object]) -> float:
-    started = time.perf_counter()
+    started = clock()
     run()
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def folder(args: argparse.Namespace) -> Named:
