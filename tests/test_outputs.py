@@ -20,7 +20,6 @@ import pytest
 
 from captioner.checkpoint import Checkpoint, save_checkpoint
 from captioner.cli import main
-from captioner.config import ConfigError
 from captioner.outputs import Sidecars, csv_line, json_line, printable, sidecar_path
 from conftest import draw_picture
 
@@ -332,6 +331,5 @@ def test_any_paths_and_options(
             assert len(kept) - len(set(kept)) <= kept.count("") + 20 * ("--retry-errors" in command)
 
 
-def test_config_errors_are_one_line() -> None:
-    assert issubclass(ConfigError, ValueError)
-    assert printable("a\x1b\u202e") == "a\\x1b\\u202e"
+def test_nothing_acts_on_a_terminal() -> None:
+    assert printable("a\x1b\u202eé") == "a\\x1b\\u202eé"
