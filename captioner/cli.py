@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import Field, fields
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import Field, asdict, fields
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from captioner import __version__
-from captioner.config import ConfigError, SearchOptions
+from captioner.config import ConfigError, SearchOptions, meaning
 
 if TYPE_CHECKING:
-    from captioner.folder import Found, Writer
+    from tqdm import tqdm
+
+    from captioner.folder import Found
     from captioner.inference import Captioner
+    from captioner.journal import Journal
+    from captioner.outputs import Output, Sidecars
 
 __all__ = ["main"]
 
@@ -38,14 +43,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"captioner: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        # Python would complain again when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with suppress(OSError):  # Python would complain again when it flushes stdout at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
             print(f"captioner: cannot write any further: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("captioner: stopped; the records written so far are whole", file=sys.stderr)
+        print(f"captioner: stopped; {_how_to_continue(args)}", file=sys.stderr)
         return 130
+
+
+def _how_to_continue(args: argparse.Namespace) -> str:
+    if not (_journal_path(args) or getattr(args, "sidecar", None)):
+        return "with --output FILE a run can be continued"
+    without = " without --overwrite" if args.overwrite else ""
+    return f"the same command{without} continues where it was"
 
 
 def _parser() -> _Parser:
@@ -100,19 +112,18 @@ def _add_model_arguments(parser: _Parser) -> None:
 def _add_run_arguments(parser: _Parser) -> None:
     parser.add_argument(
         "paths",
-        nargs="+",
+        nargs="*",
         metavar="PATH",
         help="files, folders (searched recursively), or - for a list of paths on stdin",
     )
+    parser.add_argument(
+        "-0",
+        "--null",
+        action="store_true",
+        help="a list of paths on stdin that ends each with NUL (find -print0)",
+    )
     _add_model_arguments(parser)
-    parser.add_argument(
-        "--output",
-        metavar="FILE",
-        help="where records go: FILE.jsonl, or FILE.json for COCO results (default: stdout)",
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace an output that exists already"
-    )
+    _add_output_arguments(parser)
     parser.add_argument(
         "--batch-size", type=_positive, default=32, metavar="N", help="photographs a step"
     )
@@ -121,8 +132,49 @@ def _add_run_arguments(parser: _Parser) -> None:
         type=_positive,
         default=max(2, os.cpu_count() or 1),
         metavar="N",
-        help="threads that read photographs",
+        help="processes that read photographs",
     )
+    parser.add_argument(
+        "--decode-timeout",
+        type=_seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help="longest time to read one photograph (default: 30)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress and no notes")
+
+
+def _add_output_arguments(parser: _Parser) -> None:
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="where records go: FILE.jsonl, FILE.csv, FILE.json for COCO results, or - for JSON "
+        "lines on stdout (default: stdout); FILE.journal is kept beside it, to continue a run",
+    )
+    parser.add_argument(
+        "--sidecar",
+        choices=("txt", "caption", "xmp"),
+        help="write a file of this kind beside each photograph",
+    )
+    parser.add_argument(
+        "--report", metavar="FILE.html", help="write a page to look through the results"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="begin anew, and replace files that exist"
+    )
+    parser.add_argument(
+        "--retry-errors", action="store_true", help="try again what could not be read before"
+    )
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.1 <= value <= 86_400.0:
+        raise argparse.ArgumentTypeError(f"expected seconds from 0.1 to 86400, not {text!r}")
+    return value
 
 
 def _positive(text: str) -> int:
@@ -140,7 +192,7 @@ def _add_search_arguments(parser: _Parser) -> None:
 
 
 def _search_argument(option: Field[Any], choices: tuple[Any, ...]) -> dict[str, Any]:
-    default, help = option.default, option.metadata["help"]
+    default, help = option.default, meaning(option)
     if isinstance(default, bool):
         return {"action": argparse.BooleanOptionalAction, "default": default, "help": help}
     if isinstance(default, tuple):
@@ -148,12 +200,11 @@ def _search_argument(option: Field[Any], choices: tuple[Any, ...]) -> dict[str, 
         return {"action": "append", "default": [], "metavar": "WORD", "help": help}
     if isinstance(default, str):
         return {"choices": choices, "default": default, "help": f"{help} (default: {default})"}
-    low, high = option.metadata["low"], option.metadata["high"]
     return {
         "type": type(default),
         "default": default,
         "metavar": "N" if isinstance(default, int) else "X",
-        "help": f"{help}; {low} to {high} (default: {default})",
+        "help": f"{help} (default: {default})",
     }
 
 
@@ -169,73 +220,196 @@ def _tag(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, **what: Any) -> int:
-    from tqdm import tqdm
+    from captioner.decoding import DecodingError
 
-    from captioner.folder import describe_folder
-
-    photographs = _find(args.paths)
+    photographs = _find(args)
     _check_output(args, photographs)
     if not photographs:
-        print(f"captioner: no photographs in {', '.join(args.paths)}", file=sys.stderr)
+        _note(args, f"no photographs in {', '.join(args.paths) or 'the list'}")
         return 0
     captioner = _load(args)
     if options := what.get("options"):
         captioner.check(options)
-    # On a terminal the records themselves show how far the run is.
-    hidden = True if args.output is None and sys.stdout.isatty() else None
-    errors = 0
-    with _writer(args) as writer, tqdm(total=len(photographs), disable=hidden) as bar:
-        records = describe_folder(
-            captioner,
-            photographs,
-            batch_size=args.batch_size,
-            workers=args.workers,
-            progress=bar.update,
+    with ExitStack() as stack:
+        try:
+            journal = stack.enter_context(_journal(args, captioner, what))
+            output = _output(args)
+            output.start(journal.records() if journal else ())
+        except OSError as error:
+            where = error.filename or args.output
+            raise _UsageError(f"cannot write {where}: {error.strerror}") from error
+        engine = {
+            "batch_size": args.batch_size,
+            "workers": args.workers,
+            "decode_timeout": args.decode_timeout,
+            "attention": bool(args.report) and what["captions"],
             **what,
-        )
-        for record in records:
-            writer.write(record)
-            errors += "error" in record
+        }
+        try:
+            errors = _describe(args, captioner, photographs, journal, output, engine)
+            if args.report and journal is not None:
+                _report(args, captioner, journal)
+        except DecodingError as error:
+            raise _UsageError(str(error)) from error
     if errors:
-        print(f"captioner: {errors} of {len(photographs)} could not be read", file=sys.stderr)
+        _note(args, f"{errors} of {len(photographs)} could not be read")
     return 1 if errors else 0
 
 
-def _find(given: Sequence[str]) -> list[Found]:
+def _describe(
+    args: argparse.Namespace,
+    captioner: Captioner,
+    photographs: Sequence[Found],
+    journal: Journal | None,
+    output: Output,
+    engine: dict[str, Any],
+) -> int:
+    """Do what is left to do, and return how many photographs have an error record."""
+    from captioner.folder import Part, catch_up, describe_folder, keep, plan
+
+    sidecars = _sidecars(args)
+    if journal is not None:
+        if sidecars is not None:
+            catch_up(journal, sidecars)
+        parts = plan(photographs, journal, args.retry_errors)
+    else:
+        parts = [Part(photographs, _with_sidecars(args, photographs, sidecars))]
+    errors = 0
+    again = sum(1 for part in parts[1:] for _ in part.photographs)
+    done = sum(found.path in parts[0].done for found in photographs) - again
+    with _progress(args, len(photographs), done) as bar:
+        try:
+            for part in parts:
+                records = describe_folder(
+                    captioner, part.photographs, done=part.done, progress=bar.update, **engine
+                )
+                for record in keep(records, output, journal, sidecars):
+                    errors += "error" in record
+                    bar.set_postfix(errors=errors, refresh=False)
+        finally:
+            output.finish(journal.records() if journal else (), bool(journal and journal.reordered))
+    if sidecars is not None and sidecars.left_alone:
+        _note(args, f"{sidecars.left_alone} sidecars hold something else and were left alone")
+    if journal is not None:
+        return sum(found.path in journal.errors for found in photographs)
+    return errors
+
+
+def _report(args: argparse.Namespace, captioner: Captioner, journal: Journal) -> None:
+    from captioner.report import write_report
+
+    write_report(
+        args.report,
+        journal.records(),
+        len(journal.done),
+        len(journal.errors),
+        title=", ".join(args.paths) or "captioner",
+        fit=captioner.checkpoint.config.preprocessing.fit,
+        workers=args.workers,
+        decode_timeout=args.decode_timeout,
+    )
+
+
+def _progress(args: argparse.Namespace, total: int, done: int) -> tqdm[Any]:
+    from tqdm import tqdm
+
+    # On a terminal the records themselves show how far the run is.
+    shown = not args.quiet and (_has_files(args) or not sys.stdout.isatty())
+    bar: tqdm[Any] = tqdm(
+        total=total, initial=done, unit=" photographs", disable=None if shown else True
+    )
+    return bar
+
+
+def _note(args: argparse.Namespace, text: str) -> None:
+    if not args.quiet:
+        print(f"captioner: {text}", file=sys.stderr)
+
+
+def _find(args: argparse.Namespace) -> list[Found]:
     from captioner.folder import find_photographs
 
+    if not args.paths and not args.null:
+        raise _UsageError("the following arguments are required: PATH")
     paths: list[str] = []
-    for path in given:
+    for path in [*args.paths, *(["-"] if args.null and "-" not in args.paths else [])]:
         if path == "-":
-            if sys.stdin is None:
-                raise _UsageError("- needs a list of paths on standard input")
-            lines = os.fsdecode(sys.stdin.buffer.read()).split("\n")
-            paths += [line for line in lines if line]
+            paths += _listed("\0" if args.null else "\n")
         else:
             paths.append(path)
     missing = [path for path in paths if not os.path.exists(path)]
     if paths and len(missing) == len(paths):
         raise _UsageError(f"no such file or folder: {', '.join(map(repr, missing[:5]))}")
-    return list(find_photographs(paths))
+    return list({found.path: found for found in find_photographs(paths)}.values())
+
+
+def _listed(separator: str) -> list[str]:
+    if sys.stdin is None:
+        raise _UsageError("- needs a list of paths on standard input")
+    return [p for p in os.fsdecode(sys.stdin.buffer.read()).split(separator) if p]
+
+
+def _has_files(args: argparse.Namespace) -> bool:
+    """Whether records go elsewhere than to stdout."""
+    return args.output != "-" and bool(args.output or args.sidecar or args.report)
+
+
+def _journal_path(args: argparse.Namespace) -> str | None:
+    output = getattr(args, "output", None)
+    path = output if output not in {None, "-"} else getattr(args, "report", None)
+    return f"{path}.journal" if path else None
 
 
 def _check_output(args: argparse.Namespace, photographs: Sequence[Found]) -> None:
-    if args.output is None:
-        return
-    ending = os.path.splitext(args.output)[1].lower()
-    if ending not in {".jsonl", ".json"}:
-        raise _UsageError(f"--output {args.output}: the name must end in .jsonl or .json")
-    if os.path.lexists(args.output) and not args.overwrite:
-        raise _UsageError(f"--output {args.output} exists; --overwrite replaces it")
-    folder = os.path.dirname(args.output) or "."
+    from captioner.outputs import FORMS
+
+    if args.retry_errors and _journal_path(args) is None:
+        raise _UsageError("--retry-errors needs --output FILE, where the errors are")
+    if args.output not in {None, "-"}:
+        _check_file("--output", args.output, FORMS)
+        if os.path.lexists(args.output) and not args.overwrite:
+            _check_existing(args.output, f"{args.output}.journal")
+        if args.output.lower().endswith(".json"):
+            _check_image_ids(photographs)
+    if args.report:
+        _check_file("--report", args.report, (".html", ".htm"))
+        _check_report(args)
+    if args.sidecar:
+        _check_sidecars(photographs, args.sidecar)
+
+
+def _check_file(option: str, path: str, endings: Sequence[str]) -> None:
+    if not path.lower().endswith(tuple(endings)):
+        raise _UsageError(f"{option} {path}: the name must end in {', '.join(endings)}")
+    folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):
-        raise _UsageError(f"--output {args.output}: there is no folder {folder}")
-    if ending == ".json":
-        _check_image_ids(photographs)
+        raise _UsageError(f"{option} {path}: there is no folder {folder}")
+
+
+def _check_report(args: argparse.Namespace) -> None:
+    from captioner.journal import check_replaceable
+    from captioner.report import is_report
+
+    if os.path.lexists(args.report) and not args.overwrite and not is_report(args.report):
+        raise _UsageError(f"--report {args.report} is something else; --overwrite replaces it")
+    try:
+        check_replaceable(args.report)
+    except OSError as error:
+        raise _UsageError(f"cannot write {args.report}: {error.strerror}") from error
+
+
+def _check_existing(output: str, journal: str) -> None:
+    if not os.path.isfile(output):
+        raise _UsageError(f"--output {output} is not a plain file")
+    if not os.path.exists(journal):
+        raise _UsageError(
+            f"--output {output} exists, but not {journal}, without which it cannot be continued; "
+            "--overwrite replaces it"
+        )
 
 
 def _check_image_ids(photographs: Sequence[Found]) -> None:
-    from captioner.folder import coco_image_id
+    from captioner.outputs import coco_image_id
 
     seen: dict[int, str] = {}
     for path, _ in photographs:
@@ -247,24 +421,82 @@ def _check_image_ids(photographs: Sequence[Found]) -> None:
         seen[image_id] = path
 
 
-@contextmanager
-def _writer(args: argparse.Namespace) -> Iterator[Writer]:
-    from captioner.folder import CocoWriter, JsonLinesWriter, TerminalWriter
+def _check_sidecars(photographs: Sequence[Found], kind: str) -> None:
+    from captioner.outputs import sidecar_path
 
-    if args.output is not None:
-        try:
-            file = open(args.output, "wb")  # noqa: SIM115
-        except OSError as error:
-            raise _UsageError(f"--output {args.output}: {error.strerror}") from error
-        with file:
-            coco = args.output.lower().endswith(".json")
-            yield CocoWriter(file) if coco else JsonLinesWriter(file)
-    elif sys.stdout.isatty():
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="backslashreplace")
-        yield TerminalWriter(sys.stdout)
-    else:
-        yield JsonLinesWriter(sys.stdout.buffer)
+    seen: dict[str, str] = {}
+    for path, _ in photographs:
+        sidecar = sidecar_path(path, kind)
+        if sidecar in seen:
+            raise _UsageError(f"{path} and {seen[sidecar]} have the same sidecar, {sidecar}")
+        seen[sidecar] = path
+
+
+@contextmanager
+def _journal(
+    args: argparse.Namespace, captioner: Captioner, what: dict[str, Any]
+) -> Iterator[Journal | None]:
+    from captioner.journal import Journal, JournalError
+
+    path = _journal_path(args)
+    if path is None:
+        yield None
+        return
+    try:
+        journal = Journal(path, _settings(args, captioner, what), args.overwrite)
+    except JournalError as error:
+        raise _UsageError(str(error)) from error
+    with journal:
+        yield journal
+
+
+def _settings(
+    args: argparse.Namespace, captioner: Captioner, what: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what the records depend on."""
+    from captioner.checkpoint import default_path
+
+    models = []
+    for path in args.model or [default_path()]:
+        with open(path, "rb") as file:
+            models.append(hashlib.file_digest(file, "sha256").hexdigest()[:16])
+    return {
+        "model": f"the one of SHA-256 {' and '.join(models)}",
+        "precision": str(captioner.precision).removeprefix("torch."),
+        "captions": what["captions"],
+        "tags": what["tags"],
+        **(asdict(what["options"]) if "options" in what else {}),
+    }
+
+
+def _output(args: argparse.Namespace) -> Output:
+    from captioner.outputs import ErrorStream, JsonLinesStream, TerminalStream, output_file
+
+    if args.output not in {None, "-"}:
+        return output_file(args.output)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if _has_files(args):
+        return ErrorStream(sys.stderr)
+    if args.output is None and sys.stdout.isatty():
+        return TerminalStream(sys.stdout)
+    return JsonLinesStream(sys.stdout.buffer)
+
+
+def _sidecars(args: argparse.Namespace) -> Sidecars | None:
+    from captioner.outputs import Sidecars
+
+    return Sidecars(args.sidecar, args.overwrite) if args.sidecar else None
+
+
+def _with_sidecars(
+    args: argparse.Namespace, photographs: Sequence[Found], sidecars: Sidecars | None
+) -> set[str]:
+    """Return the photographs that are done where sidecars are the only output."""
+    if sidecars is None or args.output == "-" or args.overwrite:
+        return set()
+    return {found.path for found in photographs if sidecars.exists(found.path)}
 
 
 def _load(args: argparse.Namespace) -> Captioner:
@@ -279,7 +511,7 @@ def _load(args: argparse.Namespace) -> Captioner:
 
 def _info(args: argparse.Namespace) -> int:
     from captioner.checkpoint import default_path
-    from captioner.folder import printable
+    from captioner.outputs import printable
     from captioner.vocabulary import SPECIAL
 
     captioner = _load(args)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import tomllib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -27,6 +27,7 @@ __all__ = [
     "TrainingConfig",
     "from_dict",
     "load_config",
+    "meaning",
     "to_dict",
 ]
 
@@ -62,13 +63,27 @@ class _Ranged:
                 raise ConfigError(f"{option.name} is {value}; it takes {low} to {high}")
 
 
+def meaning(option: Field[Any]) -> str:
+    """Return what a field of ``SearchOptions`` means, with its range and its source."""
+    said: str = option.metadata["help"]
+    low, high = option.metadata.get("low"), option.metadata.get("high")
+    return said if low is None else f"{said}; {low} to {high}"
+
+
+def _with_meanings(cls: type[T]) -> type[T]:
+    lines = (f"\n    {f.name}: {meaning(f)}" for f in fields(cls))  # type: ignore[arg-type]
+    cls.__doc__ = f"{cls.__doc__}{''.join(lines)}\n    "
+    return cls
+
+
+@_with_meanings
 @dataclass(frozen=True)
 class SearchOptions(_Ranged):
     """What a person may say about a search; the command line's flags are made from it.
 
-    The help of each field says what it means and where it comes from. Words are taken in lower
-    case. A value out of range is a ``ConfigError`` that names the range, and so are two values
-    that contradict each other. A caption's length counts its words and its end.
+    Words are taken in lower case, and a caption's length counts its words and its end. A value
+    out of range is a ``ConfigError`` that names the range, and so are values that contradict each
+    other. Each field's meaning, range and source:
     """
 
     beam_size: int = _ranged(

@@ -105,7 +105,7 @@ class CaptionDataset(Dataset["_Item | tuple[str, str]"]):
                 return self.paths[index], self.features.unreadable[index]
             return _Item(index, self.features.rows[index], captions, tags)
         try:
-            image = open_rgb(self.paths[index])
+            image = open_rgb(self.paths[index], self._preprocessing.size)
         except UnreadableError as error:
             return self.paths[index], str(error)
         if self.augmentation is not None:

@@ -19,7 +19,7 @@ class DecoderState(NamedTuple):
     grid: Tensor
     """``(B, N, D)``"""
     keys: Tensor
-    """``(B, N, A)``: the grid projected for attention, once an image."""
+    """``(B, N, A)``, float32: the grid projected for attention, once an image."""
     hidden: Tensor
     """``(R, H)``"""
     cell: Tensor
@@ -75,7 +75,7 @@ class Decoder(nn.Module):
     def start(self, grid: Tensor) -> DecoderState:
         """Return the state before the first word: one row an image, ``grid`` ``(B, N, D)``."""
         hidden, cell = torch.tanh(self.initial(grid.mean(dim=1))).chunk(2, dim=-1)
-        keys = grid[:, :, :0] if self.attention is None else self.attention.keys(grid)
+        keys = grid[:, :, :0] if self.attention is None else self.attention.project(grid)
         return DecoderState(grid, keys, hidden, cell)
 
     def step(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, Tensor, DecoderState]:

@@ -174,8 +174,8 @@ def describe_captions(
     """
     references = [example.captions for example in examples]
     scores = score(captions, references)
-    each: dict[str, Sequence[float]] = {
-        "bleu_4": [bleu[3] for bleu in scores.bleu_per_image],
+    each: dict[str, Sequence[Any]] = {
+        "bleu": scores.bleu_per_image,
         "rouge_l": scores.rouge_l_per_image,
         "cider_d": scores.cider_d_per_image,
     }
@@ -204,13 +204,8 @@ def versions() -> dict[str, str]:
 def coco_form(
     examples: Sequence[Example], captions: Sequence[str]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return captions in COCO's results form, and the examples in COCO's captions form.
-
-    Images keep the ids that their data gives them; where it gives none they are numbered from 1.
-    """
+    """Return captions in COCO's results form, and the examples in COCO's captions form."""
     ids = [example.image_id for example in examples]
-    if None in ids or len(set(ids)) < len(ids):
-        ids = list(range(1, len(examples) + 1))
     results = [{"image_id": i, "caption": text} for i, text in zip(ids, captions, strict=True)]
     images = [{"id": i, "file_name": e.image.name} for i, e in zip(ids, examples, strict=True)]
     pairs = [(i, text) for i, e in zip(ids, examples, strict=True) for text in e.captions]

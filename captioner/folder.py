@@ -1,52 +1,31 @@
-"""A run over many photographs: finding them, describing them, writing the records."""
+"""A run over many photographs: finding them and describing them."""
 
 from __future__ import annotations
 
-import json
 import os
-import re
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from base64 import b64encode
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import islice
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from captioner.images import UnreadableError
+from captioner.config import Preprocessing
+from captioner.decoding import Found, read_ahead
+from captioner.images import UnreadableError, image_endings, read_pixels
+from captioner.journal import Journal, Record
+from captioner.outputs import Output, Sidecars
 
 if TYPE_CHECKING:
     from captioner.config import SearchOptions
+    from captioner.generation import Caption
     from captioner.inference import Captioner
 
-__all__ = [
-    "CocoWriter",
-    "Found",
-    "JsonLinesWriter",
-    "Record",
-    "TerminalWriter",
-    "coco_image_id",
-    "describe_folder",
-    "find_photographs",
-    "printable",
-]
+__all__ = ["Found", "Part", "catch_up", "describe_folder", "find_photographs", "keep", "plan"]
 
-# What Pillow opens but cannot decode, at least not without another program.
-_NO_PHOTOGRAPHS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
-
-Record = dict[str, Any]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
-
-
-class Found(NamedTuple):
-    """A photograph to describe, or a path that is not there (``error``)."""
-
-    path: str
-    error: str | None = None
 
 
 def find_photographs(paths: Iterable[str]) -> Iterator[Found]:
@@ -55,9 +34,7 @@ def find_photographs(paths: Iterable[str]) -> Iterator[Found]:
     Within a folder: sorted, by the endings that Pillow reads in any case, without names that
     begin with a dot; links to folders are followed, but no folder is searched twice.
     """
-    Image.init()
-    readable = Image.OPEN.keys() - _NO_PHOTOGRAPHS
-    endings = {ending for ending, name in Image.EXTENSION.items() if name in readable}
+    endings = image_endings()
     for path in paths:
         if os.path.isdir(path):
             yield from _search_folder(path, endings, set())
@@ -67,7 +44,9 @@ def find_photographs(paths: Iterable[str]) -> Iterator[Found]:
             yield Found(path, "no such file or folder")
 
 
-def _search_folder(folder: str, endings: set[str], seen: set[tuple[int, int]]) -> Iterator[Found]:
+def _search_folder(
+    folder: str, endings: Container[str], seen: set[tuple[int, int]]
+) -> Iterator[Found]:
     try:
         stat = os.stat(folder)
         if (stat.st_dev, stat.st_ino) in seen:
@@ -89,59 +68,117 @@ def _search_folder(folder: str, endings: set[str], seen: set[tuple[int, int]]) -
 
 def describe_folder(
     captioner: Captioner,
-    photographs: Iterable[Found],
+    paths: Iterable[str | os.PathLike[str] | Found],
     *,
     options: SearchOptions | None = None,
     captions: bool = True,
     tags: bool = True,
+    attention: bool = False,
     batch_size: int = 32,
     workers: int = 2,
+    decode_timeout: float = 30.0,
+    done: Container[str] = frozenset(),
     progress: Callable[[int], object] = lambda done: None,
 ) -> Iterator[Record]:
     """Yield one record a photograph, in order; what cannot be read gives an error record.
 
-    ``workers`` threads decode photographs while the model works; never more than four batches
-    are held. ``progress`` is told how many photographs were done after each batch.
+    ``paths`` are photographs and folders as in :func:`find_photographs`. ``workers`` processes
+    read photographs while the model works, each at most ``decode_timeout`` seconds; never more
+    than four batches are held. Those in ``done`` are passed over, but batches are cut as if they
+    were not, so that a run that is continued computes the same numbers as one that was not cut
+    off. With ``attention`` a record also says where the model looked for each word of its caption.
+    ``progress`` is told after each batch how many records it gave.
     """
-    with (
-        ThreadPoolExecutor(workers) as pool,
-        closing(_ahead(pool, partial(_decode, captioner), photographs, 3 * batch_size)) as decoded,
-    ):
-        while batch := list(islice(decoded, batch_size)):
-            pixels = [image for _, image in batch if not isinstance(image, str)]
-            described = iter(_describe(captioner, pixels, options, captions, tags))
-            for path, image in batch:
-                rest = {"error": image} if isinstance(image, str) else next(described)
-                yield {"image": path, **rest}
-            progress(len(batch))
+    preprocessing = captioner.checkpoint.config.preprocessing
+    pending = _pending(_found(paths), batch_size, done)
+    with closing(
+        read_ahead(partial(_read, preprocessing), pending, workers, 3 * batch_size, decode_timeout)
+    ) as read:
+        while batch := list(islice(read, batch_size)):
+            shape = (3, preprocessing.size, preprocessing.size)
+            pixels = [
+                np.frombuffer(image, np.uint8).reshape(shape)
+                for _, image in batch
+                if not isinstance(image, UnreadableError)
+            ]
+            described = iter(_describe(captioner, pixels, options, captions, tags, attention))
+            records = [
+                {"image": path}
+                | ({"error": str(image)} if isinstance(image, UnreadableError) else next(described))
+                for path, image in batch
+            ]
+            new = [record for record in records if record["image"] not in done]
+            yield from new
+            progress(len(new))
 
 
-def _decode(captioner: Captioner, found: Found) -> tuple[str, Pixels | str]:
-    if found.error is not None:
-        return found.path, found.error
-    try:
-        return found.path, captioner.pixels(found.path)
-    except UnreadableError as error:
-        return found.path, str(error)
+class Part(NamedTuple):
+    """What one call of :func:`describe_folder` is to do: ``photographs`` but those in ``done``."""
+
+    photographs: Iterable[Found]
+    done: Container[str]
 
 
-def _ahead(
-    pool: ThreadPoolExecutor,
-    function: Callable[[Found], tuple[str, Pixels | str]],
-    items: Iterable[Found],
-    depth: int,
-) -> Generator[tuple[str, Pixels | str], None, None]:
-    waiting: deque[Future[tuple[str, Pixels | str]]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) >= depth:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
+def plan(photographs: Sequence[Found], journal: Journal, retry_errors: bool = False) -> list[Part]:
+    """Return what is left to do of a run, in the order and the batches it was begun with.
+
+    Photographs that are new come at the end, and then, with ``retry_errors``, those that have
+    an error record. Those of earlier runs that were not asked for this time are passed over.
+    """
+    asked = {found.path: found.error for found in photographs}
+    failed = [Found(path, asked[path]) for path in asked if path in journal.errors]
+    journal.add(asked)
+    everything = journal.photographs
+    skipped = {path for path in everything if path not in asked}
+    parts = [Part((Found(p, asked.get(p)) for p in everything), journal.done | skipped)]
+    if retry_errors:
+        parts.append(Part(failed, frozenset()))
+    return parts
+
+
+def keep(
+    records: Iterable[Record],
+    output: Output,
+    journal: Journal | None = None,
+    sidecars: Sidecars | None = None,
+) -> Iterator[Record]:
+    """Write each record wherever it goes, then yield it; raises ``OSError`` when that fails."""
+    for record in records:
+        if sidecars is not None:
+            record = sidecars.write(record)
+        if journal is not None:
+            journal.write(record)
+        output.write(record)
+        yield record
+
+
+def catch_up(journal: Journal, sidecars: Sidecars) -> None:
+    """Write the sidecars of what was done before there were to be any."""
+    for record in journal.records():
+        written = sidecars.write(record)
+        if written is not record:
+            journal.write(written)
+
+
+def _found(paths: Iterable[str | os.PathLike[str] | Found]) -> Iterator[Found]:
+    for path in paths:
+        if isinstance(path, Found):
+            yield path
+        else:
+            yield from find_photographs([os.fspath(path)])
+
+
+def _pending(
+    photographs: Iterator[Found], batch_size: int, done: Container[str]
+) -> Iterator[Found]:
+    """Yield the batches that are not wholly done; all are full but the last."""
+    while batch := list(islice(photographs, batch_size)):
+        if any(found.path not in done for found in batch):
+            yield from batch
+
+
+def _read(preprocessing: Preprocessing, path: str) -> bytes:
+    return read_pixels(path, preprocessing).tobytes()
 
 
 def _describe(
@@ -150,100 +187,34 @@ def _describe(
     options: SearchOptions | None,
     captions: bool,
     tags: bool,
+    attention: bool,
 ) -> list[Record]:
     if not pixels:
         return []
-    grid = captioner.encode(pixels)
+    grids = captioner.encode(pixels)
     records: list[Record] = [{} for _ in pixels]
     if captions:
-        for record, found in zip(records, captioner.captions_of(grid, options), strict=True):
-            texts = [{"text": c.text, "log_prob": round(c.log_prob, 4)} for c in found]
+        written = captioner.captions_of(grids, options, attention)
+        for record, found in zip(records, written, strict=True):
+            texts = [_entry(caption) for caption in found]
             record |= {"caption": texts[0]["text"], "log_prob": texts[0]["log_prob"]}
             record["captions"] = texts
+            if found[0].attention is not None:
+                record["attention"] = _attention(found[0])
     if tags:
-        for record, names in zip(records, captioner.tags_of(grid), strict=True):
+        for record, names in zip(records, captioner.tags_of(grids), strict=True):
             record["tags"] = [{"name": t.name, "score": round(t.score, 4)} for t in names]
     return records
 
 
-class Writer(Protocol):
-    """Where records go."""
-
-    def write(self, record: Record) -> None:
-        """Write one record."""
-        ...
+def _entry(caption: Caption) -> Record:
+    unfinished = {} if caption.finished else {"finished": False}
+    return {"text": caption.text, "log_prob": round(caption.log_prob, 4)} | unfinished
 
 
-class JsonLinesWriter:
-    """One JSON object a line, each flushed whole."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        """Write to a binary stream."""
-        self._stream = stream
-
-    def write(self, record: Record) -> None:
-        """Write one record."""
-        self._stream.write(_json(record) + b"\n")
-        self._stream.flush()
-
-
-class CocoWriter:
-    """COCO results, ``[{"image_id", "caption"}]``, a valid file after every record.
-
-    Error records have no place in that form; they are passed over.
-    """
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        """Write to a binary file."""
-        self._stream = stream
-        self._stream.write(b"[]\n")
-        self._first = True
-
-    def write(self, record: Record) -> None:
-        """Write one record over the closing bracket, and close again."""
-        if "error" in record:
-            return
-        entry = {"image_id": coco_image_id(record["image"]), "caption": record["caption"]}
-        self._stream.seek(-2, os.SEEK_END)
-        separator = b"" if self._first else b",\n"
-        self._stream.write(separator + _json(entry) + b"]\n")
-        self._stream.flush()
-        self._first = False
-
-
-class TerminalWriter:
-    """One line a photograph, for a person: ``dog.jpg  a dog runs  [dog, run]``."""
-
-    def __init__(self, stream: IO[str]) -> None:
-        """Write to a text stream."""
-        self._stream = stream
-
-    def write(self, record: Record) -> None:
-        """Write one line."""
-        parts = [printable(record["image"])]
-        if "error" in record:
-            parts.append(f"error: {printable(record['error'])}")
-        if "caption" in record:
-            parts.append(printable(record["caption"]))
-        if "tags" in record:
-            names = ", ".join(printable(tag["name"]) for tag in record["tags"])
-            parts.append(f"[{names}]")
-        print("  ".join(parts), file=self._stream, flush=True)
-
-
-def _json(value: object) -> bytes:
-    try:
-        return json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:  # a name that is not UTF-8 survives as an escaped surrogate
-        return json.dumps(value).encode()
-
-
-def printable(text: str) -> str:
-    """Return a text that is safe on a terminal: control characters are written as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def coco_image_id(path: str) -> int | None:
-    """Return the integer that ends a file's stem: 139 for ``COCO_val2014_000000000139.jpg``."""
-    match = re.search(r"[0-9]+$", Path(path).stem)
-    return None if match is None else int(match.group())
+def _attention(caption: Caption) -> Record:
+    """Return the words, and for each its weights over the grid: a byte a cell, 255 the highest."""
+    weights = np.asarray(caption.attention)
+    scaled = weights * (255.0 / weights.max(axis=1, keepdims=True, initial=1e-12))
+    rows = [b64encode(row.tobytes()).decode() for row in scaled.astype(np.uint8)]
+    return {"words": list(caption.words), "weights": rows}

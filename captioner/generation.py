@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -210,10 +211,8 @@ def retrace(
     written = [torch.tensor([*h.tokens, EOS]) for image in rows for h in image]
     targets = torch.nn.utils.rnn.pad_sequence(written, True, PAD).to(device)
     images = torch.arange(len(rows), device=device)[:, None].expand(-1, most)
-    states, tokens = (
-        _States.start(decoders, grids).select(images),
-        torch.full_like(targets[:, 0], BOS),
-    )
+    states = _States.start(decoders, grids).select(images)
+    tokens = torch.full_like(targets[:, 0], BOS)
     terms, looked = [], []
     for token in targets.unbind(dim=1):
         log_probs, weights, states = _step(decoders, tokens, states)
@@ -233,14 +232,11 @@ def _attention(
     if len(sizes) > 1:
         shown = " and ".join(map(str, sorted(sizes)))
         raise ConfigError(f"the models see grids of {shown} cells, which have no common attention")
-    _, looked = retrace(decoders, grids, hypotheses)
-    attending = [
-        weights.float()
-        for decoder, weights in zip(decoders, looked, strict=True)
-        if decoder.attention is not None
-    ]
-    if not attending:
+    attends = [decoder.attention is not None for decoder in decoders]
+    if not any(attends) or not hypotheses:
         return [[None] * len(found) for found in hypotheses]
+    _, looked = retrace(decoders, grids, hypotheses)
+    attending = [weights.float() for weights in compress(looked, attends)]
     mean = torch.stack(attending).mean(dim=0).cpu().numpy()
     most = len(mean) // len(hypotheses)
     return [

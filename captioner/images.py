@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
+from functools import cache
 from random import Random
 
 import numpy as np
@@ -11,7 +13,28 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from captioner.config import Preprocessing
 
-__all__ = ["ImageError", "UnreadableError", "augment", "open_rgb", "prepare", "read_pixels"]
+__all__ = [
+    "MAX_PIXELS",
+    "ImageError",
+    "UnreadableError",
+    "augment",
+    "image_endings",
+    "open_rgb",
+    "prepare",
+    "read_pixels",
+    "to_rgb",
+]
+
+MAX_PIXELS = 250_000_000
+"""A picture with more pixels is refused: opening it could use up the memory."""
+
+
+# What Pillow opens but cannot decode, at least not without another program.
+_NO_PHOTOGRAPHS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
+
+# How many times as large as needed a JPEG must at least stay when its decoder scales it: with
+# less, the sharpest photographs come out more than 0.3 of 255 different in the mean.
+_GAP = 6
 
 FilePath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
@@ -29,18 +52,38 @@ class ImageError(ValueError):
         self.reason, self.index, self.path = reason, index, path
 
 
-def open_rgb(path: FilePath) -> Image.Image:
+def image_endings() -> frozenset[str]:
+    """Return the endings, in lower case with their dot, of the files that Pillow reads."""
+    _load_plugins()
+    readable = Image.OPEN.keys() - _NO_PHOTOGRAPHS
+    return frozenset(ending for ending, name in Image.EXTENSION.items() if name in readable)
+
+
+@cache
+def _load_plugins() -> None:
+    Image.init()
+    with suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+
+
+def open_rgb(path: FilePath, size: int | None = None) -> Image.Image:
     """Open a photograph as RGB: upright by its EXIF orientation, transparency on white.
 
-    An animation gives its first frame. Raises ``UnreadableError`` for anything that cannot be
-    read to its end as a picture.
+    An animation gives its first frame. Where ``size`` is given, a large JPEG may come smaller,
+    but at least six times as high and wide as that: its decoder itself scales by 1/2, 1/4 or 1/8.
+    Raises ``UnreadableError`` for anything that cannot be read to its end as a picture.
     """
+    _load_plugins()
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             # Reading from a pipe or a device might never end.
             raise UnreadableError("a folder or a device, not a photograph")
         with Image.open(os.fsdecode(path)) as image:
             _check_size(image)
+            if size is not None:
+                _shrink(image, size)
             image.load()
             return to_rgb(image)
     except UnreadableError:
@@ -57,12 +100,20 @@ def open_rgb(path: FilePath) -> Image.Image:
         raise UnreadableError(f"damaged: {type(error).__name__}: {error}") from None
 
 
+def _shrink(image: Image.Image, size: int) -> None:
+    width, height = image.size
+    for scale in (8, 4, 2):
+        # A side that is no multiple would be rounded up, and the picture stretched by that.
+        fits = width % scale == 0 == height % scale
+        if fits and min(width, height) >= scale * _GAP * size:
+            image.draft(None, (width // scale, height // scale))
+            return
+
+
 def _check_size(image: Image.Image) -> None:
-    # Pillow itself only warns up to twice its limit.
-    limit = Image.MAX_IMAGE_PIXELS or 0
-    if 0 < limit < image.width * image.height:
+    if image.width * image.height > MAX_PIXELS:
         size = f"{image.width} x {image.height} pixels"
-        raise UnreadableError(f"too large to open safely: {size}, more than {limit:,}")
+        raise UnreadableError(f"too large to open safely: {size}, more than {MAX_PIXELS:,}")
 
 
 def _why_unidentified(path: FilePath) -> str:
@@ -72,7 +123,7 @@ def _why_unidentified(path: FilePath) -> str:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return any Pillow image as upright RGB, transparency composited on white."""
-    image = ImageOps.exif_transpose(image)
+    image = _upright(image)
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_eight_bits(image)
     if image.mode == "La":
@@ -83,6 +134,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     return image.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # damaged notes about a picture do not make it a damaged picture
+        return image
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
@@ -100,13 +158,13 @@ def prepare(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
     if preprocessing.fit == "crop":
         fitted = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     else:
-        fitted = image.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0)
+        fitted = image.resize((size, size), Image.Resampling.BICUBIC)
     return np.ascontiguousarray(np.asarray(fitted).transpose(2, 0, 1))
 
 
 def read_pixels(path: FilePath, preprocessing: Preprocessing) -> np.ndarray:
     """Open and scale a photograph: pixels ``(3, h, w)``, uint8; raises ``UnreadableError``."""
-    return prepare(open_rgb(path), preprocessing)
+    return prepare(open_rgb(path, preprocessing.size), preprocessing)
 
 
 def augment(image: Image.Image, random: Random) -> tuple[Image.Image, bool]:

@@ -136,7 +136,7 @@ class Captioner:
         ``ValueError`` for what is no image.
         """
         preprocessing = self.checkpoint.config.preprocessing
-        return prepare(_open(image), preprocessing)
+        return prepare(_open(image, preprocessing.size), preprocessing)
 
     def check(self, options: SearchOptions) -> None:
         """Raise ``ConfigError`` if the options have words that the model does not know."""
@@ -207,7 +207,7 @@ def _check_ensemble(checkpoints: Sequence[Checkpoint]) -> None:
                 raise ConfigError(f"checkpoint {place} of the ensemble has other {what}")
 
 
-def _open(image: ImageLike) -> Image.Image:
+def _open(image: ImageLike, size: int) -> Image.Image:
     if isinstance(image, Image.Image):
         try:
             return to_rgb(image)
@@ -219,5 +219,5 @@ def _open(image: ImageLike) -> Image.Image:
             raise ValueError(f"expected a tensor (3, h, w) of torch.uint8, not {shape}")
         return Image.fromarray(image.permute(1, 2, 0).cpu().contiguous().numpy())
     if isinstance(image, str | os.PathLike):
-        return open_rgb(image)
+        return open_rgb(image, size)
     raise TypeError(f"expected a path, a PIL image or a tensor, not {type(image).__name__}")

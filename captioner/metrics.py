@@ -26,6 +26,8 @@ __all__ = [
     "Scores",
     "diversity",
     "meteor",
+    "need_meteor",
+    "need_spice",
     "paired_bootstrap",
     "ptb_tokenize",
     "score",
@@ -122,7 +124,8 @@ class References:
     document frequencies of CIDEr-D are those of ``corpus``, which is of the same form, by default
     of the references themselves. Candidates are lists of words, one an image in order or, with
     ``images``, of the images named there; many at once are quicker than one by one. Raises
-    ``ValueError`` when there is no image, or one without a reference.
+    ``ValueError`` when there is no image, one without a reference, or a place without an image,
+    and ``TypeError`` for a caption that is a string and no list of words.
     """
 
     def __init__(
@@ -131,11 +134,8 @@ class References:
         corpus: Sequence[Sequence[Words]] | None = None,
     ) -> None:
         """Count the references."""
-        if not references:
-            raise ValueError("there is no image to score")
-        for place, captions in enumerate(references):
-            if not captions:
-                raise ValueError(f"image {place} has no reference")
+        for images in (references, *([] if corpus is None else [corpus])):
+            _check_images(images)
         self._ids: dict[str, int] = {}
         self._words = [[words or [""] for words in captions] for captions in references]
         # Where each image's captions begin and end, of all.
@@ -144,7 +144,7 @@ class References:
         words, lengths = self._flatten([words for captions in images for words in captions])
         self._lengths = lengths
         owner = np.repeat(np.arange(len(images)), [len(captions) for captions in images])
-        documents = owner >= (len(references) if corpus else 0)
+        documents = owner >= (0 if corpus is None else len(references))
         self._grams = [
             self._index(codes, caption, rank, owner, documents)
             for codes, caption, rank in _ngrams(words, lengths)
@@ -153,9 +153,10 @@ class References:
     def _flatten(self, captions: Sequence[Words]) -> tuple[Ints, Ints]:
         """Return the number of each word of all captions, and the captions' lengths."""
         # coco-caption splits at any white space here, "1 1/2" too, but not for ROUGE-L.
-        plain = [" ".join(words).split() for words in captions]
+        plain = [" ".join(words).split() for words in map(_as_words, captions)]
         ids = [self._ids.setdefault(word, len(self._ids)) for words in plain for word in words]
-        return np.array(ids, dtype=np.int64), np.array([len(words) for words in plain])
+        lengths = [len(words) for words in plain]
+        return np.array(ids, dtype=np.int64), np.array(lengths, dtype=np.int64)
 
     def _index(
         self, codes: Ints, caption: Ints, rank: Ints, owner: Ints, documents: Bools
@@ -198,10 +199,14 @@ class References:
         return overlaps
 
     def _places(self, candidates: Sequence[Words], images: Sequence[int] | None) -> Ints:
-        places = np.arange(len(self._words)) if images is None else np.asarray(images, np.int64)
-        if len(places) != len(candidates):
-            raise ValueError(f"{len(candidates)} candidates for {len(places)} images")
-        return places
+        known = range(len(self._words))
+        named = known if images is None else images
+        if len(named) != len(candidates):
+            raise ValueError(f"{len(candidates)} candidates for {len(named)} images")
+        for image in named:
+            if image not in known:
+                raise ValueError(f"there is no image {image!r}; they are 0 to {known[-1]}")
+        return np.array(named, dtype=np.int64)
 
     def bleu(self, candidates: Sequence[Words], images: Sequence[int] | None = None) -> Floats:
         """Return BLEU-1…4 of each candidate, 0…1: ``(candidates, 4)``."""
@@ -217,7 +222,8 @@ class References:
         """
         places = self._places(candidates, images)
         pairs = zip(candidates, places.tolist(), strict=True)
-        return np.array([_rouge_l(words or [""], self._words[image]) for words, image in pairs])
+        values = [_rouge_l(_as_words(words) or [""], self._words[image]) for words, image in pairs]
+        return np.array(values, dtype=np.float64)
 
     def cider_d(self, candidates: Sequence[Words], images: Sequence[int] | None = None) -> Floats:
         """Return CIDEr-D of each candidate, 0…10: ``(candidates,)``; coco-caption calls it CIDEr.
@@ -270,6 +276,22 @@ class References:
         sizes = self._bounds[places + 1] - self._bounds[places]
         mean: Floats = 10.0 * total / 4.0 / sizes
         return mean
+
+
+def _check_images(images: Sequence[Sequence[Words]]) -> None:
+    if not images:
+        raise ValueError("there is no image to score")
+    for place, captions in enumerate(images):
+        if isinstance(captions, str):
+            raise TypeError(f"the references of image {place} are one string, {captions!r}")
+        if not captions:
+            raise ValueError(f"image {place} has no reference")
+
+
+def _as_words(words: Words) -> Words:
+    if isinstance(words, str) or words is None:
+        raise TypeError(f"{words!r} is no list of words")
+    return words
 
 
 def _ngrams(
@@ -353,35 +375,44 @@ def score(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> Sco
     """Score one caption an image against that image's references, as coco-caption does.
 
     nltk's ``corpus_bleu`` on the same tokens gives the same BLEU-n where every candidate has n
-    words or more and references have some n-gram of each size: it counts one n-gram of a shorter
-    candidate, and takes 0 where this, as coco-caption, takes next to 0. Raises ``TypeError`` for
-    what is no caption, and ``ValueError`` when the two are not of one length or an image has no
-    reference; the message names the place.
+    words or more, and some n-gram of each size is found in its references: it counts one n-gram
+    of a shorter candidate, and takes 0 where this, as coco-caption, takes next to 0.
+
+    Raises ``TypeError`` for what is no caption, and ``ValueError`` when the two are not of one
+    length or an image has no reference; the message names the place.
     """
+    written, wanted = _tokenized(candidates, references)
+    return References(wanted).score(written)
+
+
+def _tokenized(
+    candidates: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[list[list[str]], list[list[list[str]]]]:
+    """Return the words of the candidates, and of each image's references."""
     if len(candidates) != len(references):
         raise ValueError(f"{len(candidates)} candidates for {len(references)} sets of references")
-    for place, texts in enumerate(references):
-        if isinstance(texts, str):
-            raise TypeError(f"the references of image {place} are one string, {texts!r}")
+    _check_images(references)
+    _check_captions(candidates, "candidate")
     flat = [text for texts in references for text in texts]
-    words = iter(_tokenized(flat, "reference"))
-    grouped = [[next(words) for _ in texts] for texts in references]
-    return References(grouped).score(_tokenized(candidates, "candidate"))
+    _check_captions(flat, "reference")
+    words = iter(ptb_tokenize(flat))
+    return ptb_tokenize(candidates), [[next(words) for _ in texts] for texts in references]
 
 
-def _tokenized(captions: Sequence[str], kind: str) -> list[list[str]]:
+def _check_captions(captions: Sequence[str], kind: str) -> None:
+    if isinstance(captions, str):
+        raise TypeError(f"the {kind}s are one string, {captions!r}")
     for place, caption in enumerate(captions):
         if not isinstance(caption, str):
             raise TypeError(f"{kind} {place} is {caption!r}; a caption is a string")
-    return ptb_tokenize(captions)
 
 
 @dataclass(frozen=True)
 class Diversity:
     """What a set of captions is like, whatever the photographs.
 
-    ``distinct_1`` and ``distinct_2`` are different n-grams over all n-grams (Li et al. 2016,
-    section 5.1), ``words_used`` counts different words, ``mean_length`` is in words, ``novel`` is
+    ``distinct_1`` and ``distinct_2`` are different n-grams over all n-grams (after Li et al. 2016),
+    ``words_used`` counts different words, ``mean_length`` is in words, ``novel`` is
     the share of captions that no training caption equals, and ``bad_endings`` the share that end
     on a word after which a caption is not over ("a", "with", "of the").
     """
@@ -401,12 +432,12 @@ def diversity(captions: Sequence[str], training: Sequence[str] | None = None) ->
     """
     if not captions:
         raise ValueError("there is no caption to describe")
-    written = [tuple(words) for words in _tokenized(captions, "caption")]
+    written = _each_alone(captions, "caption")
     pairs = [pair for words in written for pair in pairwise(words)]
     words = [word for sentence in written for word in sentence]
     novel = None
     if training is not None:
-        known = {tuple(sentence) for sentence in _tokenized(training, "training caption")}
+        known = set(_each_alone(training, "training caption"))
         novel = _share(sentence not in known for sentence in written)
     return Diversity(
         distinct_1=len(set(words)) / max(len(words), 1),
@@ -418,6 +449,12 @@ def diversity(captions: Sequence[str], training: Sequence[str] | None = None) ->
     )
 
 
+def _each_alone(captions: Sequence[str], kind: str) -> list[tuple[str, ...]]:
+    """Return the words of each caption, whatever its neighbours are."""
+    _check_captions(captions, kind)
+    return [tuple(words) for caption in captions for words in ptb_tokenize([caption])]
+
+
 def _share(holds: Iterable[object]) -> float:
     values = [bool(value) for value in holds]
     return sum(values) / len(values)
@@ -426,9 +463,10 @@ def _share(holds: Iterable[object]) -> float:
 def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, ...]:
     """Return METEOR 1.5 of the set and then of each image, 0…1, by pycocoevalcap's Java.
 
-    Source: Denkowski and Lavie (2014). Raises ``MissingToolError`` without Java or pycocoevalcap.
+    Source: Denkowski and Lavie (2014). Raises as :func:`score` does, and ``MissingToolError``
+    without Java or pycocoevalcap.
     """
-    _need_java("METEOR")
+    need_meteor()
     from pycocoevalcap.meteor.meteor import Meteor
 
     scorer = Meteor()
@@ -440,9 +478,23 @@ def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tu
 def spice(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, ...]:
     """Return SPICE of the set and then of each image, 0…1, by pycocoevalcap's Java.
 
-    Source: Anderson et al. (2016). Raises ``MissingToolError`` without Java, pycocoevalcap or the
-    models that SPICE parses with.
+    Source: Anderson et al. (2016). Raises as :func:`score` does, and ``MissingToolError`` without
+    Java, pycocoevalcap or the models that SPICE parses with.
     """
+    need_spice()
+    from pycocoevalcap.spice.spice import Spice
+
+    total, each = Spice().compute_score(*_for_coco_caption(candidates, references))
+    return (float(total), *(scores["All"]["f"] for scores in each))
+
+
+def need_meteor() -> None:
+    """Raise ``MissingToolError`` where METEOR cannot be had; for before long work."""
+    _need_java("METEOR")
+
+
+def need_spice() -> None:
+    """Raise ``MissingToolError`` where SPICE cannot be had; for before long work."""
     _need_java("SPICE")
     from pycocoevalcap.spice import get_stanford_models as models
 
@@ -451,10 +503,6 @@ def spice(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tup
             f"SPICE needs {models.JAR} and its models, which are not there: "
             "run python -m pycocoevalcap.spice.get_stanford_models"
         )
-    from pycocoevalcap.spice.spice import Spice
-
-    total, each = Spice().compute_score(*_for_coco_caption(candidates, references))
-    return (float(total), *(scores["All"]["f"] for scores in each))
 
 
 def _need_java(name: str) -> None:
@@ -467,11 +515,10 @@ def _need_java(name: str) -> None:
 def _for_coco_caption(
     candidates: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
-    """Return the tokenized references and candidates in the form of coco-caption's scorers."""
-    words = iter(_tokenized([text for texts in references for text in texts], "reference"))
-    grouped = {i: [" ".join(next(words)) for _ in texts] for i, texts in enumerate(references)}
-    written = _tokenized(candidates, "candidate")
-    return grouped, {i: [" ".join(sentence)] for i, sentence in enumerate(written)}
+    """Return the references and candidates in the form of coco-caption's scorers."""
+    written, wanted = _tokenized(candidates, references)
+    joined = {image: [" ".join(words) for words in texts] for image, texts in enumerate(wanted)}
+    return joined, {image: [" ".join(words)] for image, words in enumerate(written)}
 
 
 def paired_bootstrap(

@@ -44,6 +44,7 @@ class Example:
     """One photograph with its captions, as its annotation file has it.
 
     ``tags`` is ``None`` where the data names no objects; tags then come from the captions.
+    ``image_id`` is the data's own, or the place in it from 1.
     """
 
     image: Path
@@ -125,7 +126,8 @@ def _field(entry: Mapping[str, Any], key: str, kind: type | tuple[type, ...], wh
 def read_coco(captions: Path, images: Path, instances: Path | None = None) -> list[Example]:
     """Read a COCO captions file and, for the tags, a COCO instances file of the same photographs.
 
-    Tags are category names, the one that covers most of the photograph first.
+    Tags are category names, the one that covers most of the photograph first. An image that no
+    annotation is of has no captions.
     Source: Lin et al., "Microsoft COCO" (2014), https://cocodataset.org/#format-data.
     Raises ``DataError`` for a file that is not of that form or an annotation of an unknown image.
     """
@@ -148,7 +150,6 @@ def read_coco(captions: Path, images: Path, instances: Path | None = None) -> li
     return [
         Example(path, tuple(texts[i]), None if tags is None else tags.get(i, ()), i)
         for i, path in paths.items()
-        if i in texts
     ]
 
 
@@ -200,18 +201,25 @@ def pair_results(
     either file that the other does not have.
     """
     written = read_results(results)
-    examples = read_coco(captions, Path())
-    unknown = written.keys() - {example.image_id for example in examples}
+    examples = [example for example in read_coco(captions, Path()) if example.captions]
+    unknown = sorted(written.keys() - {example.image_id for example in examples})
     if unknown:
-        raise DataError(f"{results}: {captions} has no caption of the image id {min(unknown)}")
-    missing = [e for e in examples if e.image_id not in written]
+        raise DataError(f"{results}: {captions} has no caption of {_listed(unknown)}")
+    missing = [e.image_id for e in examples if e.image_id not in written and e.image_id is not None]
     if missing and not subset:
         raise DataError(
-            f"{captions}: {results} has no caption for the image id {missing[0].image_id} and "
-            f"{len(missing) - 1} more; a subset must be asked for"
+            f"{captions}: {results} has no caption for {_listed(missing)}; "
+            "with --subset only the images of the results are scored"
         )
     paired = [e for e in examples if e.image_id in written]
+    if not paired:
+        raise DataError(f"{results}: holds no caption of an image of {captions}")
     return paired, [written[e.image_id] for e in paired if e.image_id is not None]
+
+
+def _listed(image_ids: Sequence[int]) -> str:
+    others = f" and {len(image_ids) - 1} more" if len(image_ids) > 1 else ""
+    return f"the image id {image_ids[0]}{others}"
 
 
 def read_flickr8k(captions: Path, images: Path, split: Path | None = None) -> list[Example]:
@@ -231,7 +239,10 @@ def read_flickr8k(captions: Path, images: Path, split: Path | None = None) -> li
     for name in names:
         if name not in texts:
             raise DataError(f"{split}: {name!r} has no caption in {captions}")
-    return [Example(_inside(images, name, str(captions)), tuple(texts[name])) for name in names]
+    return [
+        Example(_inside(images, name, str(captions)), tuple(texts[name]), image_id=number)
+        for number, name in enumerate(names, 1)
+    ]
 
 
 def read_karpathy(captions: Path, images: Path, splits: Sequence[str]) -> list[Example]:
@@ -241,6 +252,7 @@ def read_karpathy(captions: Path, images: Path, splits: Sequence[str]) -> list[E
     Raises ``DataError`` for a file of another form, or when no photograph is in those splits.
     """
     examples: list[Example] = []
+    ids: set[int] = set()
     for index, image in enumerate(_entries(_load_json(captions), "images", captions)):
         where = f"{captions}: images[{index}]"
         if _field(image, "split", str, where) not in splits:
@@ -250,7 +262,12 @@ def read_karpathy(captions: Path, images: Path, splits: Sequence[str]) -> list[E
         sentences = _entries(image, "sentences", captions)
         texts = tuple(_field(sentence, "raw", str, where) for sentence in sentences)
         path = _inside(images, name, where)
-        examples.append(Example(path, texts, image_id=image.get("cocoid", image.get("imgid"))))
+        key = next((key for key in ("cocoid", "imgid") if key in image), None)
+        image_id = index + 1 if key is None else _field(image, key, int, where)
+        if image_id in ids:
+            raise DataError(f"{where}: the image id {image_id} stands twice")
+        ids.add(image_id)
+        examples.append(Example(path, texts, image_id=image_id))
     if not examples:
         raise DataError(f"{captions}: no photograph is in the split {'+'.join(splits)!r}")
     return examples
@@ -276,6 +293,7 @@ def read_jsonl(captions: Path, images: Path) -> list[Example]:
                 _inside(images, entry.get("image"), where),
                 _strings(entry.get("captions"), f"{where}: 'captions'"),
                 None if tags is None else _strings(tags, f"{where}: 'tags'"),
+                len(examples) + 1,
             )
         )
     return examples
@@ -309,23 +327,24 @@ def read(
         examples = read_karpathy(captions, images, split.split("+"))
     else:
         examples = read_coco(captions, images, instances)
-    if not examples:
+    if not any(example.captions for example in examples):
         raise DataError(f"{captions}: no photograph has a caption")
     return examples
 
 
 def load(
     captions: Path, images: Path, split: str = "", instances: Path | None = None
-) -> tuple[list[Example], list[str]]:
+) -> tuple[list[Example], dict[str, str]]:
     """Read a data set as :func:`read` does, without what has no caption or no photograph.
 
-    The notes name what was left out. Raises ``DataError`` also when no photograph is left.
+    Also returns each photograph that is left out, and why. Raises ``DataError`` also when none is
+    left.
     """
-    captioned = [e for e in read(captions, images, split, instances) if e.captions]
-    examples, missing = drop_missing(captioned)
+    everything = read(captions, images, split, instances)
+    left_out = {
+        str(e.image): f"{captions} has no caption of it" for e in everything if not e.captions
+    }
+    examples, missing = drop_missing(e for e in everything if e.captions)
     if not examples:
         raise DataError(f"{captions}: none of its captioned photographs is in {images}")
-    shown = [f"{path} is missing and left out" for path in missing[:20]]
-    if len(missing) > len(shown):
-        shown.append(f"{len(missing)} photographs of {captions} are missing in all")
-    return examples, shown
+    return examples, left_out | {str(path): "it is missing" for path in missing}

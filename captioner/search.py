@@ -29,7 +29,7 @@ S = TypeVar("S", bound="State")
 
 # Off the CPU, asking whether images are decided makes the host wait for the device.
 _STEPS_BETWEEN_QUESTIONS = 4
-_BLOCK = 64
+_BLOCK = 128
 
 
 class State(Protocol):
@@ -41,7 +41,7 @@ class State(Protocol):
 
 
 class Step(Protocol[S]):
-    """One step of a decoder: tokens ``(R,)`` to log-probabilities ``(R, V)``."""
+    """One step of a decoder: tokens ``(R,)`` to log-probabilities ``(R, V)``, float32."""
 
     def __call__(self, tokens: Tensor, state: S) -> tuple[Tensor, S]:
         """Read a token a row."""
@@ -132,7 +132,7 @@ class Hypothesis(NamedTuple):
     tokens: tuple[int, ...]
     """Without BOS and EOS."""
     log_prob: float
-    """Natural logarithm of the sequence's probability, EOS included."""
+    """Natural logarithm of the sequence's probability, EOS included where it is finished."""
     token_log_probs: tuple[float, ...]
     """The terms of ``log_prob``: one a token and, where it is finished, one for EOS."""
     finished: bool = True
@@ -232,6 +232,8 @@ def search(
     al., "Guided Open Vocabulary Image Captioning" (2017), section 3.2, that count alike, with
     the candidates of Post and Vilar (2018), section 3.1.
     """
+    if not len(first):
+        return []
     layout = _Layout.of(options, required)
     wanted = torch.tensor(list(required), dtype=torch.long, device=first.device)
     rules = [*rules, *_number_rules(options)]
@@ -420,11 +422,13 @@ def _top(scores: Tensor, count: int) -> Tensor:
 def _draw(beams: _Beams, log_probs: Tensor, noise: Tensor, options: SearchOptions) -> _Choice:
     """Return a token drawn for each row: the one at which the summed probability passes the noise.
 
-    In double precision, so that a noise below 1 never passes the last token with any probability.
+    In double precision, where the device has it, so that a noise below 1 never passes the last
+    token with any probability.
     """
     noise = noise[beams.images]
+    exact = torch.float32 if noise.device.type == "mps" else torch.float64
     log_probs = log_probs.view(*noise.shape, -1)
-    probs = torch.softmax(log_probs.double() / options.temperature, dim=-1)
+    probs = torch.softmax(log_probs.to(exact) / options.temperature, dim=-1)
     if options.top_k or options.top_p < 1.0:
         probs, tokens = probs.topk(min(options.top_k or probs.shape[-1], probs.shape[-1]))
         probs = probs / probs.sum(dim=-1, keepdim=True)

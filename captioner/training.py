@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,8 +87,11 @@ def read_data(config: Config) -> Data:
     def load(name: str, images: str, captions: str, instances: str, split: str) -> list[Example]:
         objects = Path(instances) if instances else None
         examples, left_out = readers.load(Path(captions), Path(images), split, objects)
-        notes.extend(f"{name}: {note}" for note in left_out)
-        notes.append(f"{name}: {len(examples)} photographs")
+        notes.extend(
+            f"{name}: left out {path}: {why}" for path, why in islice(left_out.items(), 20)
+        )
+        without = f", {len(left_out)} left out" if left_out else ""
+        notes.append(f"{name}: {len(examples)} photographs{without}")
         return examples
 
     everything = load("train", data.images, data.captions, data.instances, data.split)

@@ -20,7 +20,7 @@ _PUNCTUATION = frozenset(("''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "-
 _WITHIN = str.maketrans(dict.fromkeys("\n\r\v\f\u2028\u2029", " "))  # would end a line there
 
 # The usual words; what the rules make of one of them depends on no neighbour.
-_USUAL = re.compile(r"([A-Za-z]+)(?=[ \n]|\Z)|,(?= )|\.(?=\n|\Z)| [ \t\xA0\u2000-\u200A\u3000]*")
+_USUAL = re.compile(r"([A-Za-z]+|,(?= )|\.(?=\n|\Z))(?=[ \n]|\Z)| [ \t\xA0\u2000-\u200A\u3000]*")
 _SPLIT = re.compile(r"(can)(not)|(gon|wan)(na)|(got)(ta)|(lem|gim)(me)", re.IGNORECASE)
 
 _SPACE = r"[ \t\xA0\u2000-\u200A\u3000]"
@@ -148,7 +148,7 @@ class _Rule(NamedTuple):
 _RULES = (
     _Rule(r"[cC]\+\+|(?i:[cf])#"),
     _Rule(r"(?i:can)", "(?i:not)"),
-    _Rule(rf"'(?i:t)(?=(?i:was))|{_APOSTROPHE}(?i:t)(?=(?i:is))", "(?i:was|is)"),
+    _Rule("'(?i:t)", "(?i:was|is)"),
     _Rule(r"(?i:gon|wan)", "(?i:na)"),
     _Rule(r"(?i:got)", "(?i:ta)"),
     _Rule(r"(?i:lem|gim)", "(?i:me)"),
@@ -167,8 +167,10 @@ _RULES = (
     _Rule(r"(?i:cont'd\.?|nor'easter|c'mon|e'er|s'mores|ev'ry|li'l|nat'l)"),
     _Rule(rf"(?i:o){_ANY_APOSTROPHE}(?i:o)"),
     _Rule(rf"(?i:y){_APOSTROPHE}", _ALPHA),
+    # One character beyond the BMP is two to Java.
     _Rule(
-        r"(?i:https?|ftp|svn|svn\+ssh|mailto)://[^ \t\n\f\r\"<>|(){}]+[^ \t\n\f\r\"<>|.!?(){},-]"
+        r"(?i:https?)://(?:[^ \t\n\f\r\"<>|(){}]+[^ \t\n\f\r\"<>|.!?(){},-]"
+        rf"|[{_ASTRAL}])"
     ),
     _Rule(rf"(?i:www)\.(?:{_HOST})+[a-zA-Z]{{2,4}}{_PATH}"),
     _Rule(rf"(?:{_BARE_HOST})+(?i:com|net|org|edu){_PATH}"),
@@ -274,9 +276,11 @@ def _tokens(text: str, start: int, stop: int) -> list[str]:
             start, token = usual.end(), usual[1]
         else:
             start, token = _next(text, start)
-        if token and token not in _PUNCTUATION:
+        if token:
             found.append(token.lower())
-    return found
+    if found:
+        found[-1] = found[-1].rstrip()  # as coco-caption does with each line
+    return [token for token in found if token not in _PUNCTUATION]
 
 
 def tokenize(captions: Sequence[str]) -> list[list[str]]:

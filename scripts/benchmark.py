@@ -1,79 +1,45 @@
-"""Measure speed as ratios, in one process, in turns: medians with their spread.
+"""Measure speed as ratios, and whether a batch changes what is found.
 
-python scripts/benchmark.py metrics        # against pycocoevalcap (pip install "captioner[coco]")
+    python scripts/benchmark.py metrics      # against pycocoevalcap (pip install "captioner[coco]")
+    python scripts/benchmark.py search --images Flickr8k/images --split Flickr8k/dev.txt
+    python scripts/benchmark.py steadiness --images Flickr8k/images --split Flickr8k/dev.txt
+    python scripts/benchmark.py folder --images Flickr8k/images      # and with --megapixels 12
+    python scripts/benchmark.py growth
+
+Times are compared in one process, in turn; a ratio is the median over rounds with its quartiles.
+With `--threads 1` they are of the processor's time, which other programs hardly disturb. The
+search's peer is the `generate` of the transformers package around the same step, where that
+package is installed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
-import random
-import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from captioner.evaluation import versions
-from captioner.metrics import References
+from captioner.model import choose_device
+from measures.folder import folder, growth
+from measures.metrics import metrics
+from measures.search import search, steadiness
+from measures.timing import Figures, Named
 
 
-def seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def ratio(slow: Callable[[], object], quick: Callable[[], object], rounds: int) -> dict[str, float]:
-    """Return the median of the first's time over the second's, and the extremes."""
-    slow(), quick()
-    ratios = [seconds(slow) / seconds(quick) for _ in range(rounds)]
-    return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
-
-
-def made_captions(images: int, each: int, seed: int) -> list[list[list[str]]]:
-    """Make up captions of 7 to 15 words, as frequent as words are (Zipf), of 5,000 words."""
-    draw = random.Random(seed)
-    words = [f"w{n}" for n in range(5000)]
-    weights = [1.0 / (n + 3) for n in range(5000)]
-    return [
-        [draw.choices(words, weights, k=draw.randint(7, 15)) for _ in range(each)]
-        for _ in range(images)
+def machine(device: torch.device) -> str:
+    threads = torch.get_num_threads()
+    cuda = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    model = [
+        line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
-
-
-def measure_metrics(args: argparse.Namespace) -> dict[str, Any]:
-    """CIDEr-D, BLEU and ROUGE-L of 5,000 images; CIDEr-D as a reward, 160 candidates at a time."""
-    from pycocoevalcap.bleu.bleu import Bleu
-    from pycocoevalcap.cider.cider import Cider
-    from pycocoevalcap.rouge.rouge import Rouge
-
-    wanted = made_captions(args.images, 5, seed=1)
-    written = [each[0] for each in made_captions(args.images, 1, seed=2)]
-    theirs = (
-        {i: [" ".join(words) for words in each] for i, each in enumerate(wanted)},
-        {i: [" ".join(words)] for i, words in enumerate(written)},
-    )
-    prepared = References(wanted)
-
-    def reward() -> None:
-        for start in range(0, args.images, 160):
-            chunk = written[start : start + 160]
-            prepared.cider_d(chunk, range(start, start + len(chunk)))
-
-    def all_three() -> None:
-        Bleu(4).compute_score(*theirs, verbose=0)
-        Rouge().compute_score(*theirs)
-        Cider().compute_score(*theirs)
-
-    return {
-        "pycocoevalcap / ours": ratio(
-            all_three, lambda: References(wanted).score(written), args.rounds
-        ),
-        "Cider / reward": ratio(lambda: Cider().compute_score(*theirs), reward, args.rounds),
-    }
+    processor = model[0].partition(": ")[2] if model else platform.processor()
+    return cuda or f"{processor}, {threads} threads"
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -82,19 +48,49 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu", choices=("auto", "cpu", "cuda", "mps"))
     kinds = parser.add_subparsers(required=True)
-    metrics = kinds.add_parser("metrics", help=measure_metrics.__doc__)
-    metrics.add_argument("--images", type=int, default=5000)
-    metrics.set_defaults(measure=measure_metrics)
+
+    def add(measure: Callable[[argparse.Namespace], Named]) -> argparse.ArgumentParser:
+        kind = kinds.add_parser(measure.__name__, help=measure.__doc__)
+        kind.set_defaults(measure=measure)
+        return kind
+
+    add(metrics).add_argument("--images", type=int, default=5000)
+    kind = add(search)
+    kind.add_argument("--batch", type=int, default=32, help="images searched at once")
+    kind.add_argument("--beam-size", type=int, default=5)
+    kind.add_argument("--vocabulary", type=int, default=10_000)
+    kind.add_argument("--steps", type=int, default=20)
+    kind.add_argument("--peer-beams", type=int, nargs="*", default=list(range(1, 11)))
+    kind.add_argument("--images", type=Path, help="photographs, to count early exits on")
+    kind.add_argument("--split", type=Path, help="the list of their names")
+    kind = add(steadiness)
+    kind.add_argument("--sizes", type=int, nargs="*", default=[1, 7, 32, 128])
+    kind.add_argument("--images", type=Path, required=True)
+    kind.add_argument("--split", type=Path, required=True, help="the list of names")
+    kind = add(folder)
+    kind.add_argument("--images", type=Path, required=True)
+    kind.add_argument("--count", type=int, default=1000)
+    kind.add_argument("--megapixels", type=float, help="enlarge the photographs first")
+    kind.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
+    kind.add_argument("--batch-size", type=int, default=32)
+    kind.add_argument("--workers", type=int, default=max(2, os.cpu_count() or 1))
+    add(growth).add_argument("--count", type=int, default=100_000)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    figures = args.measure(args)
-    report = {"figures": figures, "machine": platform.platform(), "versions": versions()}
-    for name, value in figures.items():
-        print(f"{name:<24} {value['median']:6.2f}  ({value['low']:.2f} to {value['high']:.2f})")
+    torch.set_num_threads(args.threads)
+    report: Figures = {"machine": machine(choose_device(args.device)), "versions": versions()}
+    print(report["machine"])
+    report["figures"] = {}
+    for name, figures in args.measure(args):
+        report["figures"][name] = figures
+        shown = ", ".join(f"{key} {value}" for key, value in figures.items())
+        print(f"{name:<34} {shown}", flush=True)
     if args.output:
         args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return 0

@@ -2,6 +2,8 @@
 
 python scripts/evaluate.py runs/first/best.safetensors --images … --captions … --split …
 python scripts/evaluate.py results.json --captions captions_val.json
+
+Ends with 0; with 1 when photographs had to be left out; with 2 when nothing could be scored.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from captioner.evaluation import (
     versions,
 )
 from captioner.inference import Captioner
-from captioner.metrics import MissingToolError
+from captioner.metrics import MissingToolError, need_meteor, need_spice
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -56,27 +58,30 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--precision", default="float32", choices=("auto", "float32", "bfloat16"))
     add("--workers", type=int, default=2)
     args = parser.parse_args(argv)
-    if not args.what.endswith(".json") and args.images is None:
-        parser.error("--images is needed to evaluate a checkpoint")
+    args.written = args.what.lower().endswith(".json")
+    if args.written and (args.images or args.instances or args.split or args.compare_images):
+        parser.error("a results file is scored without photographs")
+    if not args.written and (args.images is None or args.subset):
+        parser.error("a checkpoint needs --images, and takes no --subset")
     return args
 
 
-def caption(args: argparse.Namespace) -> tuple[Evaluation, dict[str, Any], list[str]]:
-    """Caption the photographs; also return figures of the model, and notes of what is left out."""
+def caption(args: argparse.Namespace) -> tuple[Evaluation, dict[str, Any], dict[str, str]]:
+    """Caption the photographs; also return figures of the model, and what is left out and why."""
     options = SearchOptions(beam_size=args.beam_size, length_penalty=args.length_penalty)
-    examples, notes = readers.load(args.captions, args.images, args.split, args.instances)
+    examples, left_out = readers.load(args.captions, args.images, args.split, args.instances)
     model = None if args.what == "default" else args.what
     checkpoint = Captioner.load(model, device=args.device, precision=args.precision).checkpoint
     if args.fit:
         preprocessing = replace(checkpoint.config.preprocessing, fit=args.fit)
         checkpoint.config = replace(checkpoint.config, preprocessing=preprocessing)
     result, unreadable = evaluate_images(checkpoint, examples, options, args.workers)
-    notes += [f"{path} is left out: {why}" for path, why in unreadable.items()]
-    figures: dict[str, Any] = result.tag_figures()
+    left_out |= unreadable
+    figures: dict[str, Any] = {"left_out": len(left_out), **result.tag_figures()}
     if args.compare_images:
         folder = args.compare_images
         figures |= compare_images(checkpoint, result, folder, options, args.workers)
-    return result, figures, notes
+    return result, figures, left_out
 
 
 def training_captions(args: argparse.Namespace) -> list[str] | None:
@@ -87,44 +92,63 @@ def training_captions(args: argparse.Namespace) -> list[str] | None:
     return [caption for example in examples for caption in example.captions]
 
 
+def prepare(args: argparse.Namespace) -> None:
+    """Find out before any work what would spoil it at the end."""
+    if args.meteor:
+        need_meteor()
+    if args.spice:
+        need_spice()
+    if args.output:
+        args.output.mkdir(parents=True, exist_ok=True)
+        for file in (Path(args.what), args.captions):
+            if file.resolve().parent == args.output.resolve():
+                raise readers.DataError(f"{file} would be overwritten; take another --output")
+
+
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """Return the three files of the output by name."""
     report: dict[str, Any] = {"figures": {}, "settings": vars(args), "versions": versions()}
     training = training_captions(args)
-    if args.what.endswith(".json"):
-        examples, captions = readers.pair_results(Path(args.what), args.captions, args.subset)
+    file = default_path() if args.what == "default" else Path(args.what)
+    if args.written:
+        examples, captions = readers.pair_results(file, args.captions, args.subset)
         said: list[dict[str, Any]] = [{} for _ in examples]
         figures: dict[str, Any] = {}
     else:
         result, figures, report["left_out"] = caption(args)
         examples, captions = result.examples, [written.text for written in result.captions]
         said = [{"tags": [tag.name for tag in tags]} for tags in result.tags]
-        file = default_path() if args.what == "default" else Path(args.what)
-        report["checkpoint"] = {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    report["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
     scores, entries = describe_captions(examples, captions, training, args.meteor, args.spice)
     report["figures"] = scores | figures
-    report["photographs"] = [e | tags for e, tags in zip(entries, said, strict=True)]
+    report["captions"] = [e | tags for e, tags in zip(entries, said, strict=True)]
     results, references = coco_form(examples, captions)
     return {"report": report, "results": results, "references": references}
+
+
+def table(figures: dict[str, Any]) -> str:
+    return "".join(
+        f"{name:<16} {value:.4f}\n" if isinstance(value, float) else f"{name:<16} {value}\n"
+        for name, value in figures.items()
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     try:
+        prepare(args)
         files = evaluate(args)
-        if args.output:
-            args.output.mkdir(parents=True, exist_ok=True)
-            for name, content in files.items():
-                text = json.dumps(content, indent=1, default=str, ensure_ascii=False)
-                (args.output / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+        print(table(files["report"]["figures"]), end="", flush=True)
+        for name, content in files.items() if args.output else ():
+            text = json.dumps(content, indent=1, default=str)
+            (args.output / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     except (CheckpointError, ConfigError, MissingToolError, OSError, readers.DataError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2
-    for note in files["report"].get("left_out", ()):
-        print(note, file=sys.stderr)
-    for name, value in files["report"]["figures"].items():
-        print(f"{name:<16} {value:.4f}" if isinstance(value, float) else f"{name:<16} {value}")
-    return 0
+    left_out = files["report"].get("left_out", {})
+    for path, why in left_out.items():
+        print(f"left out {path}: {why}", file=sys.stderr)
+    return 1 if left_out else 0
 
 
 if __name__ == "__main__":

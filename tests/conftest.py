@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,19 @@ def tiny() -> Checkpoint:
         for decoder in (model.caption_decoder, model.tag_decoder):
             decoder.initial.weight *= 300.0  # or all photographs would look alike to it
     return Checkpoint(model, config, vocabulary, tags)
+
+
+@pytest.fixture(scope="session")
+def small() -> Checkpoint:
+    """Return one whose encoder takes next to no time, and tells photographs apart."""
+    torch.manual_seed(0)
+    config = replace(tiny_config(), encoder=EncoderConfig("squeezenet1_1", "random"))
+    words, tags = Vocabulary(WORDS), TagSet(TAGS)
+    model = build_model(config, words, tags).eval()
+    with torch.no_grad():
+        for decoder in (model.caption_decoder, model.tag_decoder):
+            decoder.initial.weight *= 3000.0
+    return Checkpoint(model, config, words, tags)
 
 
 def draw_picture(path: Path, colour: str, size: tuple[int, int] = (64, 48)) -> Path:

@@ -16,7 +16,8 @@ import torch
 
 from captioner.checkpoint import Checkpoint, save_checkpoint
 from captioner.cli import main
-from captioner.folder import TerminalWriter, coco_image_id, find_photographs
+from captioner.folder import find_photographs
+from captioner.outputs import TerminalStream, coco_image_id
 from captioner.tags import TagSet
 from conftest import draw_picture, median_ratio
 
@@ -94,13 +95,15 @@ def test_wrong_usage(model: list[str], photographs: Path, capsysbinary: Capture)
     for arguments, message in [
         (["caption", "no.jpg", "nor.jpg", *model], "no such file or folder: 'no.jpg', 'nor.jpg'"),
         (["caption", photo, "--nonsense"], "unrecognized arguments: --nonsense"),
-        (["caption", photo, "--report", "x.html"], "unrecognized arguments: --report"),
         (["caption", photo, "--beam", "3"], "unrecognized arguments: --beam"),
         (["tag", photo, "--beam-size", "3"], "unrecognized arguments: --beam-size"),
         (["caption", photo, "--beam-size", "0", *model], "beam_size is 0; it takes 1 to 100"),
         (["caption", photo, "--batch-size", "0"], "from 1 to 4096, not '0'"),
         (["caption", photo, "--device", "abacus"], "invalid choice: 'abacus'"),
-        (["caption", photo, "--output", "x.csv", *model], "must end in .jsonl or .json"),
+        (["caption", photo, "--output", "x.txt", *model], "must end in .jsonl, .csv, .json"),
+        (["caption", photo, "--retry-errors"], "--retry-errors needs --output FILE"),
+        (["caption", photo, "--decode-timeout", "0"], "seconds from 0.1 to 86400, not '0'"),
+        (["caption", photo, "--sidecar", "yaml"], "invalid choice: 'yaml'"),
         (["caption", photo, "--output", "no/x.jsonl", *model], "there is no folder no"),
         (["caption", photo, "--output", "x.json", *model], "ends in no number"),
         (["tag", photo, "--output", "x.json", *model], "COCO results hold captions"),
@@ -215,7 +218,8 @@ def test_output_files(model: list[str], tmp_path: Path, capsysbinary: Capture) -
     (folder / "again_139.jpg").unlink()
     before = lines.read_bytes()
     arguments = ["caption", str(folder), "--output", str(lines), *model]
-    assert "exists; --overwrite replaces it" in usage_error(arguments, capsysbinary)
+    Path(f"{lines}.journal").unlink()
+    assert "; --overwrite replaces it" in usage_error(arguments, capsysbinary)
     assert lines.read_bytes() == before
     assert main([*arguments, "--overwrite"]) == 1
     assert lines.read_bytes() == before
@@ -236,7 +240,7 @@ def test_names_that_are_not_utf8(model: list[str], tmp_path: Path, capsysbinary:
 def test_a_line_for_a_person(tmp_path: Path) -> None:
     path = tmp_path / "out.txt"
     with path.open("w") as stream:
-        writer = TerminalWriter(stream)
+        writer = TerminalStream(stream)
         tags = [{"name": "dog", "score": 0.9}, {"name": "run", "score": 0.5}]
         writer.write({"image": "dog.jpg", "caption": "a dog runs", "tags": tags})
         writer.write({"image": "a\x1b[2J\n.jpg", "error": "an empty file (0 bytes)"})

@@ -94,16 +94,33 @@ def first_against_the_rest(captions: Sequence[Texts]) -> tuple[list[str], list[T
     return [texts[0] for texts in several], [texts[1:] for texts in several]
 
 
+ODD = [*"abISTU059.,;:!?'\"`-_/\\()[]{}<>@#$%&*+=~ \t", *"é£€“”‘’«»—…½₂°\xa0\xad\u2009\u3000"]
+ODD += [
+    *"狗हि\u0301\u200b\x85\x92\x01\x1f\x7f😀",
+    "n't",
+    "'s",
+    "&amp;",
+    "http://",
+    "www.",
+    ".com",
+    "No. ",
+]
+
+
 def odd_lines(count: int, seed: int) -> list[str]:
-    """Put pieces of the golden lines together at random."""
+    """Put pieces of the golden lines together at random, and change some of what comes out."""
     draw = random.Random(seed)
     pieces = [piece for line in LINES for piece in [*line.split(" "), line[:20]]]
-    return [
-        "".join(
+    lines = []
+    for _ in range(count):
+        parts = [
             draw.choice(pieces) + draw.choice(("", " ", " ")) for _ in range(draw.randint(0, 8))
-        )
-        for _ in range(count)
-    ]
+        ]
+        line = list("".join(parts))
+        for _ in range(draw.randint(0, 4)):
+            line.insert(draw.randint(0, len(line)), draw.choice(ODD))
+        lines.append("".join(line))
+    return lines
 
 
 def without_line_ends(line: str) -> str:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from captioner.checkpoint import build_model
-from captioner.config import Config, ConfigError, from_dict, load_config, to_dict
+from captioner.config import (
+    Config,
+    ConfigError,
+    SearchOptions,
+    from_dict,
+    load_config,
+    meaning,
+    to_dict,
+)
 from captioner.tags import TagSet
 from captioner.vocabulary import Vocabulary
 
@@ -62,3 +71,10 @@ def test_bad_overrides(tmp_path: Path) -> None:
         load_config(path, ["lr"])
     with pytest.raises(ConfigError, match="unknown key 'nonsense'"):
         load_config(path, ["nonsense.lr=1"])
+
+
+def test_search_options_say_what_they_mean() -> None:
+    for option in fields(SearchOptions):
+        assert f"{option.name}: {meaning(option)}" in (SearchOptions.__doc__ or "")
+    assert "beam_size: hypotheses kept at each step; 1 is greedy" in (SearchOptions.__doc__ or "")
+    assert "length_penalty: power of the length" in (SearchOptions.__doc__ or "")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from captioner.attention import Attention
 from captioner.config import DecoderConfig
 from captioner.decoder import Decoder
 from captioner.losses import sequence_loss
@@ -97,6 +98,37 @@ def test_plain_form_sees_the_image_only_at_the_start() -> None:
     torch.testing.assert_close(
         decoder.step(tokens[:B, 0], start)[0], decoder.step(tokens[:B, 0], other)[0]
     )
+
+
+def steep_attention(scale: float) -> tuple[Attention, Tensor, Tensor]:
+    torch.manual_seed(3)
+    attention, grid, hidden = Attention(D, H, A), torch.randn(B, N, D), torch.randn(B * K, H)
+    with torch.no_grad():
+        attention.keys.weight *= scale
+        attention.query.weight *= scale
+    return attention, grid, hidden
+
+
+@pytest.mark.parametrize("scale", [1.0, 10.0, 30.0])
+def test_attention_is_additive(scale: float) -> None:
+    """Products of exponentials are the tanh of Bahdanau et al., also where it is steep."""
+    attention, grid, hidden = steep_attention(scale)
+    context, weights = attention(hidden, attention.project(grid), grid)
+    keys = attention.keys(grid).repeat_interleave(K, dim=0)
+    energy = attention.energy(torch.tanh(keys + attention.query(hidden)[:, None]))
+    torch.testing.assert_close(weights, energy.squeeze(-1).softmax(dim=-1), atol=1e-4, rtol=1e-4)
+    expected = (weights[:, :, None] * grid.repeat_interleave(K, dim=0)).sum(dim=1)
+    torch.testing.assert_close(context, expected)
+
+
+def test_attention_stays_finite() -> None:
+    attention, grid, hidden = steep_attention(1e4)
+    _, weights = attention(hidden, attention.project(grid), grid)
+    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(B * K))
+    weights.square().sum().backward()
+    for parameter in attention.parameters():
+        assert parameter.grad is not None
+        assert bool(parameter.grad.isfinite().all())
 
 
 def test_image_is_projected_once() -> None:

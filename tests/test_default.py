@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import files
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from captioner import readers
 from captioner.checkpoint import default_path
 from captioner.config import SearchOptions
 from captioner.evaluation import Evaluation, evaluate_images
+from captioner.generation import Caption
 from captioner.inference import Captioner
 from captioner.metrics import paired_bootstrap
 from captioner.readers import Example
@@ -101,11 +103,32 @@ def test_true_shapes_cost_little(default: Captioner, dev: list[Example], data: P
 
 
 @pytest.mark.data
-def test_neighbours_change_no_caption(default: Captioner, dev: list[Example]) -> None:
-    paths = [example.image for example in dev[:64]]
-    together = [caption.text for caption in default.caption(paths)]
-    assert [default.caption([path])[0].text for path in paths] == together
-    assert [caption.text for caption in default.caption(paths[::-1])] == together[::-1]
+@pytest.mark.parametrize("size", [1, 7, 128])
+def test_neighbours_change_no_caption(default: Captioner, dev: list[Example], size: int) -> None:
+    """All of the split, at more sizes, is what ``scripts/benchmark.py steadiness`` looks at."""
+    options = SearchOptions(num_captions=3)
+    pixels = [default.pixels(example.image) for example in dev[:128]]
+
+    def captions(order: list[int], size: int) -> dict[int, list[Caption]]:
+        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        grids = (default.encode([pixels[place] for place in batch]) for batch in batches)
+        found = (captions for grid in grids for captions in default.captions_of(grid, options))
+        return dict(zip(order, found, strict=True))
+
+    expected, again = captions(list(range(128)), 32), captions(list(range(128))[::-1], size)
+    for place, several in expected.items():
+        assert [c.text for c in again[place]] == [c.text for c in several]
+        for ours, theirs in zip(again[place], several, strict=True):
+            assert ours.log_prob == pytest.approx(theirs.log_prob, abs=1e-4)
+
+
+@pytest.mark.data
+def test_required_words_are_said(default: Captioner, dev: list[Example]) -> None:
+    options = SearchOptions(required=("dog", "red"), no_ending=("a", "the"), no_repeat=2)
+    for caption in default.caption([example.image for example in dev[:16]], options):
+        assert caption.finished
+        assert {"dog", "red"} <= {*caption.words}
+        assert len({*pairwise(caption.words)}) == len(caption.words) - 1
 
 
 def test_the_first_caption_comes_soon(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -162,6 +162,7 @@ def test_a_model_with_itself_says_what_it_says_alone(tiny: Checkpoint) -> None:
     assert all(len({tag.name for tag in found}) == len(found) > 0 for found in tags[0])
 
 
-def test_every_option_says_what_it_means() -> None:
-    for option in fields(SearchOptions):
-        assert option.metadata["help"], option.name
+def test_no_photographs_give_no_captions(tiny: Checkpoint) -> None:
+    decoders, nothing = [tiny.model.caption_decoder], [grids()[:0]]
+    assert write_captions(decoders, tiny.vocabulary, nothing, FIVE, attention=True) == []
+    assert write_tags([tiny.model.tag_decoder], tiny.tags, tiny.calibration, nothing) == []

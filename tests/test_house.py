@@ -14,13 +14,25 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "captioner"
 LEVELS = {
     7: {"cli", "__main__", "__init__"},
-    6: {"folder"},
+    6: {"folder", "report"},
     5: {"inference", "training", "self_critical"},
     4: {"generation", "evaluation", "checkpoint", "features"},
     3: {"model"},
     2: {"decoder", "dataset"},
     1: {"encoder", "attention", "search", "losses"},
-    0: {"images", "vocabulary", "tokenizer", "readers", "metrics", "treebank", "tags", "config"},
+    0: {
+        "images",
+        "vocabulary",
+        "tokenizer",
+        "readers",
+        "metrics",
+        "tags",
+        "treebank",
+        "config",
+        "decoding",
+        "journal",
+        "outputs",
+    },
 }
 LEVEL = {room: level for level, rooms in LEVELS.items() for room in rooms}
 ROOMS = sorted(path.stem for path in PACKAGE.glob("*.py"))

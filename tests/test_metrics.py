@@ -55,8 +55,11 @@ def test_scores_stay_in_their_ranges(candidates: list[list[str]], wanted: list[l
     assert (
         (references.bleu(candidates, images) >= 0) & (references.bleu(candidates, images) <= 1)
     ).all()
-    assert (references.rouge_l(candidates, images) <= 1.0 + 1e-9).all()
-    assert (references.cider_d(candidates, images) <= 10.0 + 1e-9).all()
+    for values, most in (
+        (references.rouge_l(candidates, images), 1.0),
+        (references.cider_d(candidates, images), 10.0),
+    ):
+        assert ((values >= 0.0) & (values <= most + 1e-9)).all()
 
 
 def test_document_frequencies_of_a_corpus() -> None:
@@ -118,8 +121,21 @@ def test_bad_input_is_named() -> None:
         score(["a"], [[["a"]]])  # type: ignore[list-item]
     with pytest.raises(TypeError, match="image 0 are one string, 'a dog'"):
         score(["a"], ["a dog"])
+    references = References([[["a"]], [["b"]]])
     with pytest.raises(ValueError, match="1 candidates for 2 images"):
-        References([[["a"]], [["b"]]]).cider_d([["a"]])
+        references.cider_d([["a"]])
+    for measure in (references.bleu, references.rouge_l, references.cider_d):
+        assert len(measure([], [])) == 0
+        with pytest.raises(ValueError, match="there is no image -1; they are 0 to 1"):
+            measure([["a"]], [-1])
+        with pytest.raises(TypeError, match="'a dog' is no list of words"):
+            measure(["a dog"], [0])
+    with pytest.raises(ValueError, match="no image to score"):
+        References([[["a"]]], corpus=[])
+    with pytest.raises(ValueError, match="image 1 has no reference"):
+        References([[["a"]]], corpus=[[["a"]], []])
+    with pytest.raises(TypeError, match="the captions are one string, 'abc'"):
+        diversity("abc")
 
 
 def test_diversity() -> None:
@@ -132,6 +148,8 @@ def test_diversity() -> None:
     assert found.bad_endings == 0.5
     assert found.novel == 0.5
     assert diversity(["", "a"]).novel is None
+    # Whether a full stop is the last word's must not depend on the caption that follows.
+    assert diversity(["vitamin C."], ["vitamin C.", "The dog"]).novel == 0.0
     with pytest.raises(ValueError, match="no caption"):
         diversity([])
 
@@ -148,6 +166,8 @@ def test_meteor_is_pycocoevalcaps() -> None:
         total, each = scorer.compute_score(wanted, written)
     assert meteor(candidates, references) == (total, *each)
     assert meteor(["a dog runs"], [["a dog runs"]])[0] > 0.9
+    with pytest.raises(ValueError, match="1 candidates for 0 sets"):
+        meteor(["a"], [])
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:

@@ -55,8 +55,8 @@ def test_flickr8k(tmp_path: Path) -> None:
 
 def test_karpathy(tmp_path: Path) -> None:
     images = [
-        {"filepath": "val2014", "filename": "a.jpg", "split": split, "cocoid": 3, "sentences": [
-            {"raw": "a dog runs"}]} for split in ("train", "restval", "test")
+        {"filepath": "val2014", "filename": "a.jpg", "split": split, "cocoid": n, "sentences": [
+            {"raw": "a dog runs"}]} for n, split in enumerate(("train", "restval", "test"), 3)
     ]  # fmt: skip
     captions = write(tmp_path / "dataset.json", {"images": images})
     found = read(captions, tmp_path, "train+restval")
@@ -72,7 +72,7 @@ def test_jsonl(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data.jsonl:2: 'captions': expected a list of strings"):
         read(captions, tmp_path)
     write(captions, json.dumps(lines[0]))
-    assert read(captions, tmp_path) == [Example(tmp_path / "a.jpg", ("a dog",), ("dog",))]
+    assert read(captions, tmp_path) == [Example(tmp_path / "a.jpg", ("a dog",), ("dog",), 1)]
 
 
 @pytest.mark.parametrize(
@@ -99,9 +99,9 @@ def test_missing_photographs_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="none of its captioned photographs is in"):
         load(captions, tmp_path)
     (tmp_path / "b.jpg").touch()
-    examples, notes = load(captions, tmp_path)
+    examples, left_out = load(captions, tmp_path)
     assert [example.image.name for example in examples] == ["b.jpg"]
-    assert notes == [f"{tmp_path / 'a.jpg'} is missing and left out"]
+    assert left_out == {str(tmp_path / "a.jpg"): "it is missing"}
 
 
 @pytest.mark.parametrize(
@@ -193,6 +193,7 @@ def test_results_are_paired_by_id(tmp_path: Path) -> None:
         (entries("x"), (1, 2), r"results.json: \[0\]: 'image_id' is 'x'"),
         ([{"image_id": 1, "caption": None}], (1, 2), r"results.json: \[0\]: 'caption' is None"),
         ({"image_id": 1}, (1, 2), r"results.json: expected a list of objects"),
+        ([], (1, 2), r"no caption for the image id 1 and 1 more; with --subset"),
     ],
 )
 def test_results_that_cannot_be_paired(
@@ -200,3 +201,32 @@ def test_results_that_cannot_be_paired(
 ) -> None:
     with pytest.raises(DataError, match=message):
         pair_results(*coco_files(tmp_path, results, captioned))
+
+
+def test_an_empty_subset_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"results.json: holds no caption of an image of"):
+        pair_results(*coco_files(tmp_path, []), subset=True)
+
+
+def test_a_photograph_without_captions_is_named(tmp_path: Path) -> None:
+    _, captions = coco_files(tmp_path, [], captioned=(2,))
+    for name in ("1.jpg", "2.jpg"):
+        (tmp_path / name).touch()
+    examples, left_out = load(captions, tmp_path)
+    assert [example.image_id for example in examples] == [2]
+    assert left_out == {str(tmp_path / "1.jpg"): f"{captions} has no caption of it"}
+
+
+def test_karpathys_ids(tmp_path: Path) -> None:
+    def karpathy(*ids: object) -> Path:
+        images = [
+            {"filename": f"{n}.jpg", "split": "test", "cocoid": i, "sentences": [{"raw": "a dog"}]}
+            for n, i in enumerate(ids)
+        ]
+        return write(tmp_path / "dataset.json", {"images": images})
+
+    assert [e.image_id for e in read(karpathy(42, 7), tmp_path, "test")] == [42, 7]
+    with pytest.raises(DataError, match=r"images\[1\]: the image id 42 stands twice"):
+        read(karpathy(42, 42), tmp_path, "test")
+    with pytest.raises(DataError, match=r"images\[0\]: 'cocoid' is '42'"):
+        read(karpathy("42"), tmp_path, "test")

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from skimage import data_dir  # type: ignore[attr-defined]
 
 ROOT = Path(__file__).parent.parent
 
 
-def run(script: str, *arguments: str, status: int = 0) -> str:
+def run(script: str, *arguments: str, status: int = 0, **environment: str) -> str:
     """Run a script; return what it said."""
     command = [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    around = {**os.environ, **environment}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=around)
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout + done.stderr
@@ -56,9 +61,9 @@ def test_training_learns_the_shapes(shapes: Path, best: Path) -> None:
         "--output", str(output),
     )  # fmt: skip
     report = json.loads((output / "report.json").read_text())
-    assert report["checkpoint"]["sha256"] == hashlib.sha256(best.read_bytes()).hexdigest()
+    assert report["sha256"] == hashlib.sha256(best.read_bytes()).hexdigest()
     assert report["versions"].keys() >= {"python", "captioner", "torch"}
-    assert report["photographs"][0]["tags"]
+    assert report["captions"][0]["tags"]
     figures = report["figures"]
     assert figures["photographs"] == 15
     assert figures["bleu_1"] > 0.8
@@ -84,6 +89,36 @@ def test_captions_that_are_written_score_the_same_without_a_model(shapes: Path, 
     assert ids == [image["id"] for image in json.loads(Path(captions).read_text())["images"]]
 
 
+def test_what_would_spoil_an_evaluation_is_found_first(shapes: Path, best: Path) -> None:
+    images, captions = str(shapes / "images"), str(shapes / "val.json")
+    model = [str(best), "--images", images, "--captions", captions]
+    said = run("evaluate", *model, "--output", captions, status=2)
+    assert "val.json" in said
+    said = run("evaluate", *model, "--output", str(shapes), status=2)
+    assert "val.json would be overwritten; take another --output" in said
+    said = run("evaluate", *model, "--meteor", status=2, PATH=str(shapes))
+    assert "METEOR needs" in said
+    assert "bleu" not in said
+
+
+def test_photographs_that_are_left_out_are_told(shapes: Path, best: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(shapes / "images", images)
+    names = [
+        image["file_name"] for image in json.loads((shapes / "val.json").read_text())["images"]
+    ]
+    (images / names[0]).unlink()
+    (images / names[1]).write_bytes(b"no picture")
+    said = run(
+        "evaluate", str(best), "--images", str(images), "--captions", str(shapes / "val.json"),
+        "--output", str(tmp_path / "out"), status=1,
+    )  # fmt: skip
+    assert f"left out {images / names[0]}: it is missing" in said
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["figures"]["left_out"] == 2
+    assert set(report["left_out"]) == {str(images / name) for name in names[:2]}
+
+
 def test_export_is_small_and_forgets_the_machine(shapes: Path, best: Path) -> None:
     small = shapes.parent / "small.safetensors"
     run("export", str(best), str(small), "--provenance", "data=drawn shapes")
@@ -92,6 +127,28 @@ def test_export_is_small_and_forgets_the_machine(shapes: Path, best: Path) -> No
     command = [sys.executable, "-m", "captioner", "info", "--model", str(small)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "drawn shapes" in done.stdout
+
+
+def test_benchmark_measures_the_search(tmp_path: Path) -> None:
+    names = ["camera.png", "horse.png"]
+    (tmp_path / "split.txt").write_text("\n".join(names))
+    photographs = ["--images", data_dir, "--split", str(tmp_path / "split.txt")]
+    settings = ["--rounds", "2", "--output", str(tmp_path / "figures.json")]
+
+    def measured(*arguments: str) -> dict[str, Any]:
+        run("benchmark", *settings, *arguments, *photographs)
+        report = json.loads((tmp_path / "figures.json").read_text())
+        return dict(report["figures"])
+
+    sizes = ["--batch", "4", "--beam-size", "2", "--vocabulary", "20000", "--steps", "5"]
+    figures = measured("search", *sizes, "--peer-beams")
+    assert figures["float32, beam 2, vocabulary 20000"]["search / floor"]["median"] > 0.5
+    memory = figures["float32, memory"]
+    assert memory["largest_tensor_mb"] < memory["all_steps_mb"]
+    assert figures["float32, early exit"]["computed / needed"] == 1.0
+    figures = measured("steadiness", "--sizes", "1")
+    assert figures["batches of 1"]["n-best differ"] == 0
+    assert figures["smallest gap"]["between kept and cut"] > 0.0
 
 
 def test_mistakes_end_with_one_line(shapes: Path, tmp_path: Path) -> None:

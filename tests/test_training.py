@@ -191,7 +191,7 @@ def test_broken_photograph_is_named_and_skipped(drawn: Config, tmp_path: Path) -
     said: list[str] = []
     fit(drawn, tmp_path / "run", CPU, said.append)
     assert sum("red.png: not a picture" in line for line in said) == 1
-    assert sum("green.png is missing" in line for line in said) == 2  # once a split
+    assert sum("green.png: it is missing" in line for line in said) == 2  # once a split
     log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert [entry["epoch"] for entry in log] == [1, 2]
 

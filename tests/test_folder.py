@@ -1,0 +1,319 @@
+"""Folder runs: killed at any moment, continued, refused, and never in each other's way."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+
+from captioner.checkpoint import Checkpoint, save_checkpoint
+from captioner.cli import main
+from captioner.folder import describe_folder
+from captioner.inference import Captioner
+from conftest import draw_picture
+
+# More of them for a long night.
+KILLS = int(os.environ.get("CAPTIONER_KILLS", "18"))
+
+Capture = pytest.CaptureFixture[bytes]
+
+# Forks a process a command, so that torch is imported once for all of them.
+_FORKS = """
+import json, os, sys, time, signal, torch
+from captioner import cli, inference, folder, outputs
+import tqdm
+torch.set_num_threads(1)
+for line in sys.stdin:
+    arguments, kill_after, log = json.loads(line)
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        try:
+            status = cli.main(arguments)
+        finally:
+            sys.stderr.flush()
+        os._exit(status)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(pid, signal.SIGKILL)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+class Forks:
+    """Runs the command line many times without paying for torch each time."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+
+    def __call__(self, arguments: list[str], kill_after: float | None = None) -> int:
+        """Return the exit status, -9 if it was killed."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        request = json.dumps([arguments, kill_after, str(self.log)])
+        self._process.stdin.write(request.encode() + b"\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    forks = Forks(tmp_path_factory.mktemp("forks") / "stderr")
+    yield forks
+    forks.close()
+
+
+@pytest.fixture(scope="module")
+def model(small: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Return the arguments that name a model so small that the run is what takes time."""
+    path = tmp_path_factory.mktemp("model") / "small.safetensors"
+    save_checkpoint(small, path)
+    return ["--model", str(path), "--precision", "float32"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Keep torch's threads from waiting for each other where others are at work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of 60 photographs, a few of them broken."""
+    folder, random = tmp_path_factory.mktemp("many"), Random(1)
+    for index in range(60):
+        path = folder / f"{index:03}.jpg"
+        colour = f"#{random.randrange(1 << 24):06x}"
+        draw_picture(path, colour, (random.randrange(30, 300), random.randrange(30, 300)))
+        if index % 11 == 5:
+            path.write_bytes(path.read_bytes()[: 10 * index])
+    return folder
+
+
+def command(folder: Path, output: Path, model: list[str], *more: str) -> list[str]:
+    return ["caption", str(folder), "--output", str(output), "--batch-size", "4", *more, *model]
+
+
+def killed_at_random(forks: Forks, arguments: list[str], seconds: float, random: Random) -> int:
+    """Run a command again and again until it is done; return how often it was killed."""
+    kills = 0
+    while True:
+        # After some kills it is left in peace, or a slow machine would never be done.
+        after = random.uniform(0.0, seconds) if kills < 8 else None
+        status = forks(arguments, after)
+        if status != -signal.SIGKILL:
+            assert status == 1, forks.log.read_text()
+            return kills
+        kills += 1
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".json"])
+def test_killed_at_random_moments(
+    forks: Forks, model: list[str], many: Path, tmp_path: Path, ending: str
+) -> None:
+    whole = tmp_path / f"whole{ending}"
+    started = time.monotonic()
+    assert forks(command(many, whole, model)) == 1, forks.log.read_text()
+    seconds = time.monotonic() - started
+    assert len(set(whole.read_bytes().splitlines())) > 40
+    random, kills, round_ = Random(ending), 0, 0
+    while kills < KILLS / 3:
+        output = tmp_path / f"{round_}{ending}"
+        round_ += 1
+        kills += killed_at_random(forks, command(many, output, model), seconds, random)
+        assert output.read_bytes() == whole.read_bytes()
+    assert [name for name in os.listdir(tmp_path) if name.startswith(".")] == []
+
+
+def test_killed_with_sidecars(forks: Forks, model: list[str], many: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(many, folder)
+    arguments = ["caption", str(folder), "--sidecar", "txt", "--batch-size", "4", *model]
+    started = time.monotonic()
+    assert forks(arguments) == 1
+    seconds = time.monotonic() - started
+    whole = {path.name: path.read_bytes() for path in folder.glob("*.txt")}
+    for path in folder.glob("*.txt"):
+        path.unlink()
+    killed_at_random(forks, arguments, seconds, Random(2))
+    assert {path.name: path.read_bytes() for path in folder.glob("*.txt")} == whole
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def run(arguments: list[str], capture: Capture) -> tuple[int, str]:
+    """Return the exit status and what was said."""
+    status = main(arguments)
+    return status, capture.readouterr().err.decode()
+
+
+def test_a_complete_run_is_left_as_it_is(
+    model: list[str], many: Path, tmp_path: Path, capsysbinary: Capture
+) -> None:
+    output = tmp_path / "out.jsonl"
+    arguments = command(many, output, model)
+    assert run(arguments, capsysbinary)[0] == 1
+    before = output.read_bytes(), Path(f"{output}.journal").read_bytes()
+    assert run(arguments, capsysbinary) == (1, "captioner: 5 of 60 could not be read\n")
+    assert (output.read_bytes(), Path(f"{output}.journal").read_bytes()) == before
+    output.unlink()
+    assert run([*arguments, "--quiet"], capsysbinary) == (1, "")
+    assert output.read_bytes() == before[0]
+
+
+def test_what_was_added_comes_at_the_end(
+    model: list[str], many: Path, tmp_path: Path, capsysbinary: Capture
+) -> None:
+    folder, output = tmp_path / "photos", tmp_path / "out.jsonl"
+    shutil.copytree(many, folder)
+    assert main(command(folder, output, model)) == 1
+    first = output.read_bytes()
+    shutil.copy(many / "007.jpg", folder / "000-new.jpg")
+    shutil.copy(many / "009.jpg", folder / "zzz.jpg")
+    assert main(command(folder, output, model)) == 1
+    assert output.read_bytes().startswith(first)
+    new = [Path(record["image"]).name for record in lines(output)[60:]]
+    assert new == ["000-new.jpg", "zzz.jpg"]
+
+
+def test_errors_are_tried_again_when_told(
+    model: list[str], many: Path, tmp_path: Path, capsysbinary: Capture
+) -> None:
+    folder, output = tmp_path / "photos", tmp_path / "out.jsonl"
+    shutil.copytree(many, folder)
+    arguments = command(folder, output, model)
+    assert main(arguments) == 1
+    broken = [index for index, record in enumerate(lines(output)) if "error" in record]
+    assert broken == [5, 16, 27, 38, 49]
+    for index in broken[1:]:
+        shutil.copy(many / "001.jpg", folder / f"{index:03}.jpg")
+    before = output.read_bytes()
+    assert main(arguments) == 1
+    assert output.read_bytes() == before
+    assert main([*arguments, "--retry-errors"]) == 1
+    after = lines(output)
+    assert [index for index, record in enumerate(after) if "error" in record] == [5]
+    assert [record["image"] for record in after] == [str(p) for p in sorted(folder.glob("*"))]
+    shutil.copy(many / "001.jpg", folder / "005.jpg")
+    assert main([*arguments, "--retry-errors"]) == 0
+
+
+def test_another_model_or_other_options_are_refused(
+    model: list[str], many: Path, tmp_path: Path, tiny: Checkpoint, capsysbinary: Capture
+) -> None:
+    output = tmp_path / "out.csv"
+    arguments = command(many, output, model)
+    main(arguments)
+    capsysbinary.readouterr()
+    before = output.read_bytes()
+    save_checkpoint(tiny, tmp_path / "other.safetensors")
+    other = ["--model", str(tmp_path / "other.safetensors")]
+    for changed, message in [
+        ([*arguments, "--beam-size", "4"], "beam_size was 3, is 4"),
+        ([*arguments, "--no-tags"], "tags was True, is False"),
+        ([*arguments, "--precision", "bfloat16"], "precision was float32, is bfloat16"),
+        ([*arguments, *other], "model was the one of SHA-256"),
+        (["tag", *arguments[1:]], "captions was True, is False"),
+    ]:
+        status, said = run(changed, capsysbinary)
+        assert status == 2
+        assert message in said
+        assert "--overwrite" in said
+        assert output.read_bytes() == before
+    assert run([*arguments, "--no-tags", "--overwrite"], capsysbinary)[0] == 1
+    assert output.read_bytes() != before
+    assert run([*arguments, "--no-tags", "--batch-size", "7"], capsysbinary)[0] == 1
+
+
+def test_a_run_that_was_asked_for_in_pieces_ends_in_order(
+    model: list[str], many: Path, tmp_path: Path, capsysbinary: Capture
+) -> None:
+    output = tmp_path / "out.jsonl"
+    words = [*model, "--forbidden", "hat", "--forbidden", "dog"]
+    assert main(command(many, output, words)) == 1
+    whole = output.read_bytes()
+    journal = Path(f"{output}.journal")
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:2]))
+    for name in ("041.jpg", "007.jpg"):
+        assert main(command(many / name, output, words)) == 0
+    assert [r["image"] for r in lines(output)] == [f"{many}/007.jpg", f"{many}/041.jpg"]
+    assert main(command(many, output, words)) == 1
+    assert [r["caption"] for r in lines(output) if "caption" in r] == [
+        json.loads(line)["caption"] for line in whole.splitlines() if b"caption" in line
+    ]
+    assert [r["image"] for r in lines(output)] == [
+        json.loads(line)["image"] for line in whole.splitlines()
+    ]
+
+
+def test_two_runs_on_one_output(
+    forks: Forks, model: list[str], many: Path, tmp_path: Path, capsysbinary: Capture
+) -> None:
+    output = tmp_path / "out.jsonl"
+    code = [sys.executable, "-m", "captioner", *command(many, output, model)]
+    with subprocess.Popen(code, stderr=subprocess.PIPE) as process:
+        while not output.exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGSTOP)
+        status, said = run(command(many, output, model, "--overwrite"), capsysbinary)
+        process.send_signal(signal.SIGCONT)
+        assert process.stderr is not None
+        process.stderr.read()
+    assert (status, process.returncode) == (2, 1)
+    assert f"{output}.journal: another run is writing it" in said
+    assert len(lines(output)) == 60
+
+
+def test_ctrl_c_says_how_to_continue(model: list[str], many: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.json"
+    code = [sys.executable, "-m", "captioner", *command(many, output, model)]
+    with subprocess.Popen(code, stderr=subprocess.PIPE, start_new_session=True) as process:
+        journal = Path(f"{output}.journal")
+        while not (journal.exists() and journal.read_bytes().count(b"\n") > 5):
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        assert process.stderr is not None
+        said = process.stderr.read().decode()
+    assert process.returncode == 130
+    assert said == "captioner: stopped; the same command continues where it was\n"
+    assert 0 < len(json.loads(output.read_text())) < 55
+
+
+def test_the_library_runs_the_same_engine(model: list[str], many: Path) -> None:
+    captioner = Captioner.load(model[1], device="cpu", precision="float32")
+    told: list[int] = []
+    records = describe_folder(
+        captioner, [many], batch_size=8, tags=False, progress=told.append, decode_timeout=60.0
+    )
+    first = next(records)
+    assert list(first) == ["image", "caption", "log_prob", "captions"]
+    rest = list(records)
+    assert told == [8] * 7 + [4]
+    paths = [many / f"{index:03}.jpg" for index in (3, 4)]
+    assert [r["caption"] for r in rest[2:4]] == [c.text for c in captioner.caption(paths)]
+    done = {record["image"] for record in rest[:40]}
+    again = list(describe_folder(captioner, [many], batch_size=8, tags=False, done=done))
+    assert again == [first, *rest[40:]]

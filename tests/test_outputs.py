@@ -1,0 +1,335 @@
+"""What records look like where they go, and what is never overwritten."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import time
+from io import BytesIO, TextIOWrapper
+from pathlib import Path
+from random import Random
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from captioner.checkpoint import Checkpoint, save_checkpoint
+from captioner.cli import main
+from captioner.outputs import Sidecars, csv_line, json_line, printable, sidecar_path
+from conftest import draw_picture
+
+Capture = pytest.CaptureFixture[bytes]
+TAGS = [{"name": "dog", "score": 0.9}, {"name": "run & <hide>", "score": 0.5}]
+
+
+@pytest.fixture
+def model(small: Checkpoint, tmp_path: Path) -> list[str]:
+    path = tmp_path / "small.safetensors"
+    save_checkpoint(small, path)
+    return ["--model", str(path), "--precision", "float32"]
+
+
+def read_csv(line: bytes) -> list[str]:
+    (row,) = csv.reader([line.decode()])
+    return row
+
+
+@pytest.mark.parametrize("start", list("=+-@\t\r\n＝＋－＠"))
+def test_no_cell_is_a_formula(start: str) -> None:
+    record = {
+        "image": f"{start}HYPERLINK(1).jpg", "caption": f'{start}cmd|" /C calc"!A0',
+        "log_prob": -6.81, "tags": [{"name": f"{start}1", "score": 1.0}],
+    }  # fmt: skip
+    image, caption, log_prob, tags, error = next(csv.reader([csv_line(record).decode()[:-2]] if
+        start not in "\r\n" else csv_line(record).decode().splitlines(keepends=True)))  # fmt: skip
+    assert [image, caption, tags] == [
+        f"'{start}HYPERLINK(1).jpg", f"'{start}cmd|\" /C calc\"!A0", f"'{start}1",
+    ]  # fmt: skip
+    assert (float(log_prob), error) == (-6.81, "")
+
+
+def test_csv_lines() -> None:
+    record: dict[str, Any] = {"image": 'a,"b"\n.jpg', "error": "gone"}
+    assert csv_line(record) == b'"a,""b""\n.jpg",,,,gone\r\n'
+    record = {"image": "caf\udce9.jpg", "caption": "é", "log_prob": -1.0, "tags": TAGS}
+    assert csv_line(record).decode() == 'caf\\udce9.jpg,é,-1.0,"dog, run & <hide>",\r\n'
+
+
+def test_csv_file(model: list[str], photographs: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.csv"
+    assert main(["caption", str(photographs), "--output", str(output), *model]) == 1
+    assert output.read_bytes().startswith(b"\xef\xbb\xbfimage,")
+    rows = list(csv.DictReader(output.read_text("utf-8-sig").splitlines()))
+    assert list(rows[0]) == ["image", "caption", "log_prob", "tags", "error"]
+    assert [os.path.relpath(row["image"], photographs) for row in rows] == [
+        "a.PNG", "b.jpg", "cut.jpg", "deep/c.webp", "empty.jpg", "one.png", "text.jpg",
+    ]  # fmt: skip
+    assert [bool(row["error"]) for row in rows] == [False, False, True, False, True, False, True]
+    assert all(bool(row["caption"]) != bool(row["error"]) for row in rows)
+
+
+def test_json_lines_keep_names_that_are_not_utf8() -> None:
+    line = json_line({"image": "caf\udce9.jpg", "caption": "é", "attention": {}})
+    assert os.fsencode(json.loads(line)["image"]) == b"caf\xe9.jpg"
+    assert json.loads(line) == {"image": "caf\udce9.jpg", "caption": "é"}
+
+
+def test_output_dash_is_json_lines(
+    model: list[str], photographs: Path, tmp_path: Path, capsysbinary: Capture
+) -> None:
+    arguments = ["caption", str(photographs), "--output", "-", *model]
+    assert main([*arguments, "--sidecar", "txt"]) == 1
+    found = [json.loads(line) for line in capsysbinary.readouterr().out.splitlines()]
+    assert len(found) == 7
+    texts = {
+        path.stem: path.read_text() for path in photographs.glob("*.txt") if path.stem != "notes"
+    }
+    assert texts == {
+        Path(r["image"]).stem: r["caption"] + "\n" for r in found
+        if "caption" in r and "deep" not in r["image"]
+    }  # fmt: skip
+
+
+def test_null_separated_paths(
+    model: list[str], tmp_path: Path, capsysbinary: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["new\nline.png", "plain.png"]
+    for name in names:
+        draw_picture(tmp_path / name, "red")
+    listed = b"\0".join(os.fsencode(tmp_path / name) for name in names) + b"\0"
+    for arguments in (["-0"], ["-0", "-"], ["--null", str(tmp_path / names[1])]):
+        monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(listed)))
+        assert main(["caption", *arguments, *model]) == 0
+        records = [json.loads(line) for line in capsysbinary.readouterr().out.splitlines()]
+        found = [Path(record["image"]).name for record in records]
+        assert sorted(found) == names
+        assert (found == names) == (len(arguments[0]) == 2)
+
+
+def test_a_path_given_twice_is_done_once(
+    model: list[str], tmp_path: Path, capsysbinary: Capture
+) -> None:
+    path = str(draw_picture(tmp_path / "x.png", "red"))
+    assert main(["caption", path, path, *model]) == 0
+    assert len(capsysbinary.readouterr().out.splitlines()) == 1
+
+
+def test_sidecar_texts(tmp_path: Path) -> None:
+    image = str(tmp_path / "a dog.tar.jpg")
+    caption = {"image": image, "caption": "a dog & <cat>", "tags": TAGS}
+    for kind in ("txt", "caption", "xmp"):
+        assert Sidecars(kind, False).write(caption) == caption
+    assert (tmp_path / "a dog.tar.txt").read_text() == "a dog & <cat>\n"
+    assert (tmp_path / "a dog.tar.caption").read_text() == "a dog & <cat>\n"
+    tree = ElementTree.parse(tmp_path / "a dog.tar.jpg.xmp")
+    names = {"dc": "http://purl.org/dc/elements/1.1/", "x": "adobe:ns:meta/",
+             "rdf": "http://www.w3.org/1999/02/22-rdf-syntax-ns#"}  # fmt: skip
+    about = "./rdf:RDF/rdf:Description"
+    assert tree.getroot().tag == "{adobe:ns:meta/}xmpmeta"
+    (text,) = tree.findall(f"{about}/dc:description/rdf:Alt/rdf:li", names)
+    assert text.text == "a dog & <cat>"
+    assert text.attrib == {"{http://www.w3.org/XML/1998/namespace}lang": "x-default"}
+    subjects = tree.findall(f"{about}/dc:subject/rdf:Bag/rdf:li", names)
+    assert [subject.text for subject in subjects] == ["dog", "run & <hide>"]
+    tags = {"image": str(tmp_path / "t.jpg"), "tags": TAGS}
+    Sidecars("txt", False).write(tags)
+    assert (tmp_path / "t.txt").read_text() == "dog, run & <hide>\n"
+
+
+def test_what_others_wrote_is_never_overwritten(tmp_path: Path) -> None:
+    image = str(tmp_path / "x.jpg")
+    (tmp_path / "x.txt").write_text("mine\n")
+    (tmp_path / "x.caption").symlink_to(tmp_path / "x.txt")
+    record = {"image": image, "caption": "a dog"}
+    for kind in ("txt", "caption"):
+        sidecars = Sidecars(kind, False)
+        assert sidecars.write(record) == record
+        assert sidecars.left_alone == 1
+        assert (tmp_path / "x.txt").read_text() == "mine\n"
+    Sidecars("txt", True).write(record)
+    assert (tmp_path / "x.txt").read_text() == "a dog\n"
+    sidecars = Sidecars("txt", False)
+    sidecars.write(record)
+    assert sidecars.left_alone == 0
+    assert sorted(os.listdir(tmp_path)) == ["x.caption", "x.txt"]
+
+
+def test_sidecars_alone_are_what_is_done(
+    model: list[str], tmp_path: Path, capsysbinary: Capture
+) -> None:
+    folder = tmp_path / "p"
+    folder.mkdir()
+    for name in "abc":
+        draw_picture(folder / f"{name}.png", "red")
+    (folder / "d.png").write_bytes(b"")
+    (folder / "b.txt").write_text("mine\n")
+    (folder / "c.txt").write_bytes(b"")  # what a power failure may leave
+    arguments = ["caption", str(folder), "--sidecar", "txt", *model]
+    assert main(arguments) == 1
+    out, err = capsysbinary.readouterr()
+    assert out == b""
+    assert err.decode() == (
+        f"{folder}/d.png  error: an empty file (0 bytes)\n"
+        "captioner: 1 of 4 could not be read\n"
+    )  # fmt: skip
+    assert (folder / "b.txt").read_text() == "mine\n"
+    assert (folder / "c.txt").read_text() == (folder / "a.txt").read_text() != ""
+    times = {path: path.stat().st_mtime_ns for path in folder.glob("*.txt")}
+    (folder / "d.png").unlink()
+    assert main(arguments) == 0
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*.txt")} == times
+    assert main([*arguments, "--overwrite"]) == 0
+    assert (folder / "b.txt").read_text() == (folder / "a.txt").read_text()
+    draw_picture(folder / "a.jpg", "red")
+    assert main(arguments) == 2
+    assert "have the same sidecar" in capsysbinary.readouterr().err.decode()
+
+
+def test_sidecars_of_a_run_that_is_done(
+    model: list[str], photographs: Path, tmp_path: Path, capsysbinary: Capture
+) -> None:
+    output = tmp_path / "out.jsonl"
+    arguments = ["caption", str(photographs), "--output", str(output), *model]
+    assert main(arguments) == 1
+    before = output.read_bytes()
+    assert main([*arguments, "--sidecar", "xmp"]) == 1
+    assert sorted(path.name for path in photographs.rglob("*.xmp")) == [
+        "a.PNG.xmp", "b.jpg.xmp", "c.webp.xmp", "one.png.xmp",
+    ]  # fmt: skip
+    assert output.read_bytes() == before
+    (photographs / "b.jpg.xmp").write_text("mine")
+    capsysbinary.readouterr()
+    assert main([*arguments, "--sidecar", "xmp"]) == 1
+    assert b"1 sidecars hold something else and were left alone" in capsysbinary.readouterr().err
+
+
+def test_sidecar_places() -> None:
+    assert sidecar_path("a.b/dog.jpg", "txt") == "a.b/dog.txt"
+    assert sidecar_path("a.b/dog", "caption") == "a.b/dog.caption"
+    assert sidecar_path("a.b/dog.jpg", "xmp") == "a.b/dog.jpg.xmp"
+
+
+def without_power(command: list[str]) -> subprocess.CompletedProcess[bytes]:
+    """Run a command as one who may not read or write everything."""
+    if os.geteuid() == 0:
+        powers = "-dac_override,-dac_read_search"
+        command = ["setpriv", f"--inh-caps={powers}", f"--bounding-set={powers}", *command]
+    return subprocess.run(command, capture_output=True, check=False)
+
+
+@pytest.mark.skipif(
+    os.geteuid() == 0 and shutil.which("setpriv") is None, reason="root needs setpriv for this"
+)
+def test_permissions(model: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    (folder / "closed").mkdir(parents=True)
+    for name in ("a.png", "closed/b.png", "c.png"):
+        draw_picture(folder / name, "red")
+    (folder / "c.png").chmod(0)
+    (folder / "closed").chmod(0)
+    command = [sys.executable, "-m", "captioner", "caption", str(folder), *model]
+    try:
+        done = without_power(command)
+        records = [json.loads(line) for line in done.stdout.splitlines()]
+        assert {r["image"].removeprefix(f"{folder}/"): r.get("error") for r in records} == {
+            "a.png": None,
+            "c.png": "Permission denied",
+            "closed": "cannot be searched: Permission denied",
+        }
+        assert done.returncode == 1
+        folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
+        done = without_power([*command, "--output", str(folder / "out.jsonl")])
+        assert done.returncode == 2
+        assert done.stderr.decode() == (
+            f"captioner: cannot write {folder}/out.jsonl.journal: Permission denied\n"
+        )
+        done = without_power([*command, "--sidecar", "txt"])
+        assert done.returncode == 1
+        assert b"a.png  error: cannot write a.txt: Permission denied\n" in done.stderr
+        assert b"Traceback" not in done.stderr
+    finally:
+        for place in (folder, folder / "closed"):
+            place.chmod(stat.S_IRWXU)
+
+
+def test_a_disk_that_fills_up(model: list[str], photographs: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    command = [sys.executable, "-m", "captioner", "caption", str(photographs), *model]
+    command += ["--batch-size", "2", "--output", str(output)]
+    whole = f"ulimit -f 2; exec {' '.join(map(repr, command))}"  # blocks of 1,024 bytes
+    done = subprocess.run(["bash", "-c", whole], capture_output=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.decode() == (
+        f"captioner: cannot write any further: [Errno 27] File too large: '{output}.journal'\n"
+    )
+    kept = output.read_bytes()
+    assert kept.endswith(b"}\n")
+    assert main(command[3:]) == 1
+    assert output.read_bytes().startswith(kept)
+    assert len(output.read_bytes().splitlines()) == 7
+
+
+def test_an_output_that_is_gone(model: list[str], photographs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    for index in range(200):
+        draw_picture(photographs / f"more{index}.png", "red")
+    command = [sys.executable, "-m", "captioner", "caption", str(photographs), *model]
+    command += ["--batch-size", "1", "--output", str(folder / "x.jsonl")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        while not ((folder / "x.jsonl").exists() and (folder / "x.jsonl").stat().st_size > 500):
+            time.sleep(0.005)
+        folder.rename(tmp_path / "elsewhere")
+        assert process.stderr is not None
+        said = process.stderr.read().decode()
+    assert process.returncode == 1
+    assert said.startswith("captioner: cannot write any further: ")
+    assert said.count("\n") == 1
+    assert (tmp_path / "elsewhere" / "x.jsonl.journal").read_bytes().endswith(b"}\n")
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_paths_and_options(
+    model: list[str], photographs: Path, tmp_path: Path, capsysbinary: Capture, seed: int
+) -> None:
+    """Whatever is asked, the end is a status and lines, no traceback, and nothing is lost."""
+    random = Random(seed)
+    os.mkfifo(photographs / "pipe.jpg")
+    (photographs / "loop.jpg").symlink_to("loop.jpg")
+    (photographs / "gone.jpg").symlink_to("nowhere")
+    (photographs / "folder.jpg").mkdir()
+    (photographs / os.fsdecode(b"\xff\xfe =1+1.png")).write_bytes(b"x")
+    paths = [str(photographs), str(photographs / "loop.jpg"), "nowhere", "/dev/null", "", "a" * 300,
+             str(photographs / "folder.jpg"), str(photographs / "b.jpg"), "-x.jpg"]  # fmt: skip
+    options = [["--output", str(tmp_path / f"o{e}")] for e in (".jsonl", ".csv", ".json", ".txt")]
+    options += [["--output", "-"], ["--output", "/proc/x.jsonl"], ["--sidecar", "xmp"],
+                ["--sidecar", "txt"], ["--overwrite"], ["--retry-errors"], ["--quiet"],
+                ["--batch-size", "1"], ["--workers", "3"], ["--decode-timeout", "5"],
+                ["--report", str(tmp_path / "o.html")], ["--report", "/proc/o.html"]]  # fmt: skip
+    for _ in range(3):
+        command = [random.choice(["caption", "tag"])]
+        for option in random.sample(options, random.randrange(4)):
+            command += option
+        command += [*model, "--", *random.sample(paths, random.randrange(1, 4))]
+        try:
+            status = main(command)
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        out, err = capsysbinary.readouterr()
+        assert status in {0, 1, 2}, err
+        assert b"Traceback" not in err
+        assert status != 2 or out == b""
+        assert all("image" in json.loads(line) for line in out.splitlines())
+        for journal in tmp_path.glob("*.journal"):
+            images = [json.loads(line).get("image") for line in journal.read_bytes().splitlines()]
+            kept = [image for image in images if image is not None]
+            assert len(kept) - len(set(kept)) <= kept.count("") + 20 * ("--retry-errors" in command)
+
+
+def test_nothing_acts_on_a_terminal() -> None:
+    assert printable("a\x1b\u202eé") == "a\\x1b\\u202eé"
