@@ -219,8 +219,7 @@ class Trainer:
         settings = self.config.training
         images = batch.images.to(self.device)
         words, tags = batch.words.to(self.device), batch.tags.to(self.device)
-        enabled = self.precision != torch.float32
-        with torch.autocast(self.device.type, self.precision, enabled=enabled):
+        with self._autocast():
             pixels = images.dtype == torch.uint8
             grid = self.model.encode(images) if pixels else self.model.project(images.float())
             caption_loss = _teacher_forcing(
@@ -228,6 +227,10 @@ class Trainer:
             )
             tag_loss = _teacher_forcing(self.model.tag_decoder, grid, tags, 0.0)
         return caption_loss + settings.tag_weight * tag_loss
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.precision != torch.float32
+        return torch.autocast(self.device.type, self.precision, enabled=enabled)
 
     def reward_loss(self, batch: Batch) -> tuple[Tensor, float]:
         """Return the self-critical loss of one batch of features, and the mean reward."""
@@ -237,11 +240,11 @@ class Trainer:
         generator = torch.Generator().manual_seed(
             self.config.training.seed * 1_000_003 + self.progress.step
         )
-        enabled = self.precision != torch.float32
-        with torch.autocast(self.device.type, self.precision, enabled=enabled):
-            with torch.no_grad():
-                grid = self.model.project(batch.images.to(self.device).float())
+        with self._autocast(), torch.no_grad():
+            grid = self.model.project(batch.images.to(self.device).float())
             captions = draw(decoder, grid, samples, settings.temperature, max_words, generator)
+        # Not in the same autocast: it keeps the weights as it cast them, here without gradient.
+        with self._autocast():
             log_probs = policy_log_probs(decoder, grid, captions, settings.temperature, max_words)
         images = [place for place in batch.places for _ in range(samples)]
         rewards = self._reward(captions, images).to(self.device)

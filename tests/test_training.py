@@ -146,6 +146,20 @@ def test_self_critical_training_raises_the_reward(drawn: Config, tmp_path: Path)
     assert sum(rewards[-3:]) > 1.3 * sum(rewards[:3])
 
 
+def test_in_bfloat16_too_the_reward_reaches_every_weight(drawn: Config, tmp_path: Path) -> None:
+    settings = replace(drawn.training, epochs=1, frozen_epochs=1, precision="bfloat16")
+    stage = SelfCriticalConfig(epochs=1, samples=4, temperature=3.0)
+    config = replace(drawn, training=settings, self_critical=stage)
+    trainer = Trainer(config, read_data(config), tmp_path / "run", CPU, quiet)
+    trainer.progress.epoch = 1
+    trainer._begin_epoch()
+    loss, _ = trainer.reward_loss(next(trainer._batches()))
+    loss.backward()  # type: ignore[no-untyped-call]
+    for name, parameter in trainer.model.caption_decoder.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0.0, name
+
+
 def test_another_config_or_other_data_is_refused(drawn: Config, tmp_path: Path) -> None:
     fit(drawn, tmp_path / "run", CPU, quiet)
     other = replace(drawn, optimizer=replace(drawn.optimizer, lr=0.1))
