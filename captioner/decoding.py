@@ -183,6 +183,8 @@ class _Worker:
 def serve(connection: Connection) -> None:
     """Answer requests until the other side is gone: what a process that reads does."""
     warnings.simplefilter("ignore")
+    # The model's threads wait for each other: one that must share its core holds up all of them.
+    os.nice(10)
     # Pillow refuses twice this, wherever in a file the size is found.
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
     read, limit = connection.recv()
