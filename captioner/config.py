@@ -228,15 +228,17 @@ class DataConfig(_Ranged):
 
 
 @dataclass(frozen=True)
-class EncoderConfig:
+class EncoderConfig(_Ranged):
     """The backbone: a torchvision name, and its weights.
 
     ``weights`` is "imagenet" (torchvision's download), "default" (the encoder of the embedded
-    model), "random", or a file of torchvision's state dict.
+    model), "random", or a file of torchvision's state dict. The first ``frozen_blocks`` modules of
+    the backbone do not learn end to end either.
     """
 
     name: str = "mobilenet_v2"
     weights: str = "imagenet"
+    frozen_blocks: int = _ranged(0, 0, 1_000)
 
 
 @dataclass(frozen=True)
@@ -284,8 +286,10 @@ class TrainingConfig(_Ranged):
     """Epochs and batches; the encoder stays frozen for the first ``frozen_epochs``.
 
     While it is frozen its features are computed once and kept. ``batch_size`` counts
-    photographs, each with all its captions. ``augment`` mirrors and crops photographs once the
-    encoder learns. ``precision`` is that of the forward pass.
+    photographs, each with all its captions. ``augment`` shows each photograph in another view and
+    light every epoch (:func:`captioner.images.augment`) once the encoder learns. ``ema`` is the
+    share that the moving average of the weights keeps of itself at each step; where it is not 0,
+    the average is what is validated and saved. ``precision`` is that of the forward pass.
     """
 
     epochs: int = _ranged(15, 1, 100_000)
@@ -294,6 +298,7 @@ class TrainingConfig(_Ranged):
     label_smoothing: float = _ranged(0.1, 0.0, 0.9)
     tag_weight: float = _ranged(0.5, 0.0, 100.0)
     augment: bool = True
+    ema: float = _ranged(0.0, 0.0, 0.99999)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: int = 0
     save_every: int = _ranged(100, 1, 10_000_000)

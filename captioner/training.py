@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -32,7 +32,6 @@ from captioner.config import (
     Config,
     ConfigError,
     EncoderConfig,
-    OptimizerConfig,
     SearchOptions,
     to_dict,
 )
@@ -43,6 +42,7 @@ from captioner.evaluation import Evaluation, evaluate, feature_grids, pixel_grid
 from captioner.features import encode_features
 from captioner.losses import sequence_loss
 from captioner.model import CaptionModel, choose_precision
+from captioner.optimization import build_average, build_optimizer
 from captioner.readers import Example
 from captioner.self_critical import Reward, draw, policy_gradient_loss, policy_log_probs
 from captioner.tags import Calibration, TagSet, fit_calibration
@@ -129,17 +129,6 @@ def _load_encoder(encoder: Encoder, config: EncoderConfig) -> None:
     encoder.load_state_dict(default.state_dict())
 
 
-def _optimizer(model: CaptionModel, config: OptimizerConfig) -> torch.optim.AdamW:
-    encoder = list(model.encoder.parameters())
-    known = {id(parameter) for parameter in encoder}
-    decoders = [parameter for parameter in model.parameters() if id(parameter) not in known]
-    groups = [
-        {"params": decoders, "peak": config.lr},
-        {"params": encoder, "peak": config.encoder_lr},
-    ]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=config.weight_decay)
-
-
 @dataclass
 class Progress:
     """Where a run stands."""
@@ -167,29 +156,25 @@ class Trainer:
         captions = (tokenize(c) for e in data.train for c in e.captions)
         vocabulary = Vocabulary.build(captions, config.data.vocabulary_size, config.data.min_count)
         tags = TagSet.build(data.train, config.data.tag_size, config.data.tag_min_count)
-        model = build_model(config, vocabulary, tags)
-        _load_encoder(model.encoder, config.encoder)
+        self.model = build_model(config, vocabulary, tags)
+        _load_encoder(self.model.encoder, config.encoder)
+        self.model.to(device)
+        self.average = build_average(self.model, settings.ema) if settings.ema else None
         provenance = {
             "photographs": len(data.train),
             "captions": sum(len(example.captions) for example in data.train),
             "encoder from": Path(config.encoder.weights).name,
             "versions": f"captioner {__version__}, torch {torch.__version__}",
         }
-        self.checkpoint = Checkpoint(
-            model.to(device), config, vocabulary, tags, provenance=provenance
-        )
+        judged = self.model if self.average is None else cast(CaptionModel, self.average.module)
+        self.checkpoint = Checkpoint(judged, config, vocabulary, tags, provenance=provenance)
         self.dataset = CaptionDataset(
             data.train, vocabulary, tags, config.preprocessing, config.data.max_words
         )
         self.progress = Progress()
         self.steps_per_epoch = math.ceil(len(self.dataset) / settings.batch_size)
-        self.optimizer = _optimizer(model, config.optimizer)
+        self.optimizer = build_optimizer(self.model, config.optimizer)
         self._named: set[str] = set()
-
-    @property
-    def model(self) -> CaptionModel:
-        """The model that learns."""
-        return self.checkpoint.model
 
     @property
     def epochs(self) -> int:
@@ -263,6 +248,8 @@ class Trainer:
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
         return figure
 
     def _set_learning_rates(self) -> None:
@@ -308,7 +295,7 @@ class Trainer:
     def _begin_epoch(self) -> None:
         settings, progress = self.config.training, self.progress
         frozen = self.stage != "end to end"
-        self.model.encoder.freeze(frozen)
+        self.model.encoder.freeze(None if frozen else self.config.encoder.frozen_blocks)
         self.dataset.features = self._features(self.data.train) if frozen else None
         augmented = settings.augment and not frozen
         self.dataset.augmentation = f"{settings.seed}/{progress.epoch}" if augmented else None
@@ -316,6 +303,7 @@ class Trainer:
         self.model.train(self.stage != "self-critical")
         if progress.epoch == settings.epochs and progress.position == 0:
             self.optimizer.state.clear()  # another loss, whose gradients are of another size
+            self.model.load_state_dict(self.checkpoint.model.state_dict())
 
     def _batches(self) -> Iterator[Batch]:
         settings, progress = self.config.training, self.progress
@@ -388,13 +376,17 @@ class Trainer:
         return result
 
     def _tensors(self) -> dict[str, Tensor]:
-        model = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-        return {name: tensor.detach() for name, tensor in model.items()}
+        found: dict[str, Tensor] = {}
+        for kind, module in (("model", self.model), ("average", self.average)):
+            if module is not None:
+                named = [*module.named_parameters(), *module.named_buffers()]
+                found |= {f"{kind}.{name}": tensor.detach() for name, tensor in named}
+        return found
 
     def save(self) -> None:
         """Write all that an exact continuation needs to the run folder, in one file."""
         names = {id(p): name for name, p in self.model.named_parameters()}
-        tensors = {f"model.{name}": tensor for name, tensor in self._tensors().items()}
+        tensors = self._tensors()
         for parameter, state in self.optimizer.state.items():
             for key, value in state.items():
                 tensors[f"optimizer.{key}.{names[id(parameter)]}"] = value
@@ -439,8 +431,8 @@ class Trainer:
 
     def _restore(self, key: str, tensor: Tensor) -> None:
         kind, _, name = key.partition(".")
-        if kind == "model":
-            self._tensors()[name].copy_(tensor)
+        if kind in ("model", "average"):
+            self._tensors()[key].copy_(tensor)
         elif kind == "optimizer":
             state, _, name = name.partition(".")
             parameter = self.model.get_parameter(name)

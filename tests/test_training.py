@@ -84,7 +84,7 @@ def test_learns_eight_pictures_by_heart(drawn: Config, tmp_path: Path) -> None:
         training=replace(drawn.training, epochs=400, batch_size=8, tag_weight=2.0),
     )
     trainer = Trainer(config, read_data(config), tmp_path / "run", CPU, quiet)
-    trainer.model.encoder.freeze(True)
+    trainer.model.encoder.freeze()
     trainer.dataset.features = trainer._features(trainer.data.train)
     trainer.model.train()
     for epoch in range(400):
