@@ -246,7 +246,7 @@ class DecoderConfig(_Ranged):
     """Sizes of one decoder: embedding E, hidden H, attention A; ``dropout`` in 0…1.
 
     ``attention = false`` is Show and Tell's plain form, ``tied`` shares the embedding with the
-    output.
+    output. ``cell`` is what recurs; the plain tanh "rnn" is there to compare with.
     """
 
     embedding: int = _ranged(512, 1, 8192)
@@ -255,54 +255,84 @@ class DecoderConfig(_Ranged):
     attention_width: int = _ranged(256, 1, 8192)
     tied: bool = True
     dropout: float = _ranged(0.5, 0.0, 0.95)
+    cell: Literal["lstm", "gru", "rnn"] = "lstm"
 
 
 @dataclass(frozen=True)
 class ModelConfig(_Ranged):
-    """The grid width D that both decoders see, its dropout in 0…1, and the two decoders."""
+    """The grid width D that both decoders see, its dropout in 0…1, and the two decoders.
+
+    ``init`` is a checkpoint to start from, or "default" for the one in the package. The sizes, the
+    backbone and the preprocessing are then those of the checkpoint where the config does not say
+    the same; its words and tags are kept, and those of the data are added.
+    """
 
     grid_width: int = _ranged(512, 1, 8192)
     grid_dropout: float = _ranged(0.2, 0.0, 0.95)
     caption: DecoderConfig = DecoderConfig()
     tags: DecoderConfig = DecoderConfig(embedding=256, hidden=256, attention_width=128)
+    init: str = ""
 
 
 @dataclass(frozen=True)
 class OptimizerConfig(_Ranged):
-    """AdamW; learning rates rise over ``warmup_steps``, then fall to 0 as a cosine.
+    """AdamW; learning rates rise over ``warmup_steps``, then fall.
 
-    ``clip_norm`` bounds the gradient's norm at each step.
+    Either as a "cosine" to 0, or on a "plateau": by ``plateau_decay`` after each
+    ``plateau_patience`` evaluations without a better CIDEr-D. ``clip_norm`` bounds the gradient's
+    norm at each step; where ``clip_value`` is not 0, each of its entries is bounded instead.
     """
 
     lr: float = _ranged(1e-3, 0.0, 1.0)
     encoder_lr: float = _ranged(1e-4, 0.0, 1.0)
     weight_decay: float = _ranged(1e-4, 0.0, 1.0)
     clip_norm: float = _ranged(5.0, 1e-6, 1e6)
+    clip_value: float = _ranged(0.0, 0.0, 1e6)
     warmup_steps: int = _ranged(100, 0, 10_000_000)
+    schedule: Literal["cosine", "plateau"] = "cosine"
+    plateau_patience: int = _ranged(2, 1, 1_000)
+    plateau_decay: float = _ranged(0.5, 0.0, 1.0)
 
 
 @dataclass(frozen=True)
 class TrainingConfig(_Ranged):
     """Epochs and batches; the encoder stays frozen for the first ``frozen_epochs``.
 
-    While it is frozen its features are computed once and kept. ``batch_size`` counts
-    photographs, each with all its captions. ``augment`` shows each photograph in another view and
-    light every epoch (:func:`captioner.images.augment`) once the encoder learns. ``ema`` is the
-    share that the moving average of the weights keeps of itself at each step; where it is not 0,
-    the average is what is validated and saved. ``precision`` is that of the forward pass.
+    While it is frozen its features are computed once and kept. ``batch_size`` counts the
+    photographs of a step, each with all its captions, over all processes; ``accumulation`` is in
+    how many parts, one after the other, each process reads its share. ``augment`` shows each
+    photograph in another view and light every epoch (:func:`captioner.images.augment`) once the
+    encoder learns. ``ema`` is the share that the moving average of the weights keeps of itself at
+    each step; where it is not 0, the average is what is validated and saved.
+
+    ``own_words`` is the share of words that the decoder reads from itself at the end of teacher
+    forcing, rising from 0 (scheduled sampling: Bengio et al. 2015). ``attention_penalty`` weighs
+    the doubly stochastic term of Xu et al. (2015), equation 14. ``truncation`` is after how many
+    positions gradients stop going back through the state, 0 for never.
+
+    The validation split is captioned every ``validate_every`` steps, or, at 0, after each epoch;
+    after ``patience`` times without a better CIDEr-D a stage ends early (0: never). ``precision``
+    is that of the forward pass.
     """
 
-    epochs: int = _ranged(15, 1, 100_000)
+    epochs: int = _ranged(15, 0, 100_000)
     frozen_epochs: int = _ranged(5, 0, 100_000)
     batch_size: int = _ranged(32, 1, 100_000)
+    accumulation: int = _ranged(1, 1, 100_000)
     label_smoothing: float = _ranged(0.1, 0.0, 0.9)
+    own_words: float = _ranged(0.0, 0.0, 1.0)
+    attention_penalty: float = _ranged(0.0, 0.0, 1e3)
+    truncation: int = _ranged(0, 0, 1_000)
     tag_weight: float = _ranged(0.5, 0.0, 100.0)
     augment: bool = True
     ema: float = _ranged(0.0, 0.0, 0.99999)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: int = 0
     save_every: int = _ranged(100, 1, 10_000_000)
+    validate_every: int = _ranged(0, 0, 10_000_000)
+    patience: int = _ranged(0, 0, 100_000)
     beam_size: int = _ranged(3, 1, 100)
+    tensorboard: bool = False
 
 
 @dataclass(frozen=True)

@@ -153,20 +153,29 @@ def _collate_pixels(items: Sequence[tuple[int, np.ndarray | str]]) -> PixelBatch
 
 
 def batches(
-    dataset: CaptionDataset, batch_size: int, seed: int, epoch: int, skip: int, workers: int
+    dataset: CaptionDataset,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    skip: int,
+    workers: int,
+    share: tuple[int, int, int] = (0, 1, 1),
 ) -> Iterator[Batch]:
     """Return the batches of one epoch after the first ``skip``.
 
     The order is a function of ``seed`` and ``epoch`` alone, so that a resumed run sees what an
-    undisturbed one would.
+    undisturbed one would. ``share`` is a process, the number of processes, and in how many parts
+    the process reads its share of each batch; some may be empty.
     """
+    rank, processes, parts = share
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = torch.randperm(len(dataset), generator=generator).tolist()
-    chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    steps = [order[i : i + batch_size][rank::processes] for i in range(0, len(order), batch_size)]
+    shares = [step[part::parts] for step in steps[skip:] for part in range(parts)]
     return iter(
         DataLoader(
             dataset,
-            batch_sampler=chunks[skip:],
+            batch_sampler=shares,
             num_workers=workers,
             collate_fn=_collate,
             generator=generator,  # or it would draw from the one that dropout uses

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from captioner.config import OptimizerConfig
 from captioner.model import CaptionModel
+from captioner.schedules import cosine, drops, rise
 
-__all__ = ["build_average", "build_optimizer"]
+__all__ = ["build_average", "build_optimizer", "clip_gradients", "rate_factor"]
 
 
 def build_optimizer(model: CaptionModel, config: OptimizerConfig) -> torch.optim.AdamW:
@@ -27,6 +28,28 @@ def build_optimizer(model: CaptionModel, config: OptimizerConfig) -> torch.optim
         {"params": encoder, "peak": config.encoder_lr},
     ]
     return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=config.weight_decay)
+
+
+def rate_factor(config: OptimizerConfig, step: int, steps: int, scores: Sequence[float]) -> float:
+    """Return the share of the peak learning rate at one of ``steps``.
+
+    ``scores`` are those of the evaluations so far, which a plateau is seen in.
+    """
+    if config.schedule == "cosine":
+        return rise(step, config.warmup_steps) * cosine(step, steps)
+    fallen: float = config.plateau_decay ** drops(scores, config.plateau_patience)
+    return rise(step, config.warmup_steps) * fallen
+
+
+def clip_gradients(model: nn.Module, config: OptimizerConfig) -> float:
+    """Bound the gradients as the config says; return their norm before."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    if config.clip_value:
+        nn.utils.clip_grad_value_(model.parameters(), config.clip_value)
+    else:
+        nn.utils.clip_grads_with_norm_(model.parameters(), config.clip_norm, norm)
+    return norm.item()
 
 
 def build_average(model: CaptionModel, decay: float) -> AveragedModel:
