@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -10,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from captioner import __version__, readers
+from captioner import __version__
 from captioner.checkpoint import (
     Checkpoint,
     build_model,
@@ -45,69 +43,16 @@ from captioner.losses import sequence_loss
 from captioner.model import CaptionModel, choose_precision
 from captioner.readers import Example
 from captioner.self_critical import Reward, draw, policy_gradient_loss, policy_log_probs
+from captioner.sources import Data, read_data
 from captioner.tags import Calibration, TagSet, fit_calibration
 from captioner.tokenizer import tokenize
 from captioner.vocabulary import PAD, Vocabulary
 
-__all__ = ["Data", "Trainer", "fit", "learning_rate_factor", "read_data"]
+__all__ = ["Trainer", "fit", "learning_rate_factor"]
 
 Say = Callable[[str], None]
 Stage = Literal["frozen", "end to end", "self-critical"]
 _RESUME = "resume.safetensors"
-
-
-@dataclass(frozen=True)
-class Data:
-    """The two splits of a run, without junk captions and missing photographs."""
-
-    train: list[Example]
-    val: list[Example]
-    notes: list[str]
-
-    def digest(self) -> str:
-        """Return a hash of every path, caption and tag."""
-        everything = repr((self.train, self.val)).encode("utf-8", "surrogateescape")
-        return hashlib.sha256(everything).hexdigest()
-
-
-def read_data(config: Config) -> Data:
-    """Read both splits of a config.
-
-    ``notes`` says what was dropped. Raises ``readers.DataError`` when a split cannot be used,
-    ``ConfigError`` when the config does not say where it is.
-    """
-    data = config.data
-    notes: list[str] = []
-    for key in ("images", "captions"):
-        if not getattr(data, key):
-            raise ConfigError(f"data.{key} is not set; say where with --set data.{key}=…")
-    if not data.val_captions and not data.val_split:
-        raise ConfigError("data.val_captions or data.val_split must say what to validate on")
-
-    def load(name: str, images: str, captions: str, instances: str, split: str) -> list[Example]:
-        objects = Path(instances) if instances else None
-        examples, left_out = readers.load(Path(captions), Path(images), split, objects)
-        notes.extend(
-            f"{name}: left out {path}: {why}" for path, why in islice(left_out.items(), 20)
-        )
-        without = f", {len(left_out)} left out" if left_out else ""
-        notes.append(f"{name}: {len(examples)} photographs{without}")
-        return examples
-
-    everything = load("train", data.images, data.captions, data.instances, data.split)
-    val = load(
-        "val",
-        data.val_images or data.images,
-        data.val_captions or data.captions,
-        data.val_instances or data.instances,
-        data.val_split,
-    )
-    train, junk = readers.drop_junk(everything)
-    if not train:
-        raise readers.DataError(f"{data.captions}: all {junk} captions are junk")
-    notes.append(f"train: {junk} junk captions dropped")
-    # Candidates are compared with what people wrote, all of it.
-    return Data(train, val, notes)
 
 
 def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
@@ -179,10 +124,10 @@ class Trainer:
             model.to(device), config, vocabulary, tags, provenance=provenance
         )
         self.dataset = CaptionDataset(
-            data.train, vocabulary, tags, config.preprocessing, config.data.max_words
+            data.train, vocabulary, tags, config.preprocessing, config.data.max_words, data.parts
         )
         self.progress = Progress()
-        self.steps_per_epoch = math.ceil(len(self.dataset) / settings.batch_size)
+        self.steps_per_epoch = math.ceil(self.dataset.epoch_size / settings.batch_size)
         self.optimizer = _optimizer(model, config.optimizer)
         self._named: set[str] = set()
 

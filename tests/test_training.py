@@ -24,7 +24,8 @@ from captioner.config import (
 from captioner.dataset import batches
 from captioner.inference import Captioner
 from captioner.losses import sequence_loss
-from captioner.training import Trainer, fit, learning_rate_factor, read_data
+from captioner.sources import read_data
+from captioner.training import Trainer, fit, learning_rate_factor
 from conftest import draw_picture, tiny_config
 
 COLOURS = ["red", "green", "blue", "yellow", "black", "white", "orange", "purple"]
