@@ -33,6 +33,7 @@ LEVELS = {
         "journal",
         "outputs",
         "sources",
+        "audit",
     },
 }
 LEVEL = {room: level for level, rooms in LEVELS.items() for room in rooms}
