@@ -17,6 +17,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "DataConfig",
+    "DataSource",
     "DecoderConfig",
     "EncoderConfig",
     "ModelConfig",
@@ -205,11 +206,27 @@ class Preprocessing(_Ranged):
 
 
 @dataclass(frozen=True)
+class DataSource(_Ranged):
+    """One of several sources of training data; the fields are those of :class:`DataConfig`.
+
+    An epoch shows each of its photographs ``weight`` times: 2 is twice, 0.5 a random half of them.
+    """
+
+    images: str = ""
+    captions: str = ""
+    instances: str = ""
+    split: str = ""
+    weight: float = _ranged(1.0, 0.001, 1000.0)
+
+
+@dataclass(frozen=True)
 class DataConfig(_Ranged):
     """Where the photographs and captions are, and which words are kept.
 
-    ``captions`` may be COCO, Karpathy, JSONL or Flickr8k's ``token.txt``; ``split`` as in
-    :func:`captioner.readers.read`. The ``val_…`` fields default to the training ones.
+    ``captions`` may be COCO, Karpathy, JSONL, CSV or Flickr8k's ``token.txt``; ``split`` as in
+    :func:`captioner.readers.read`. The ``val_…`` fields default to the training ones. Several
+    sources to train on are said by ``sources`` in place of ``images``, ``captions``,
+    ``instances`` and ``split``; there is one to validate on, with no default then.
     """
 
     images: str = ""
@@ -220,11 +237,22 @@ class DataConfig(_Ranged):
     val_captions: str = ""
     val_instances: str = ""
     val_split: str = ""
+    sources: tuple[DataSource, ...] = ()
     vocabulary_size: int = _ranged(10_000, 5, 1_000_000)
     min_count: int = _ranged(3, 1, 1_000_000)
     tag_size: int = _ranged(1_000, 1, 1_000_000)
     tag_min_count: int = _ranged(10, 1, 1_000_000)
     max_words: int = _ranged(18, 1, 200)
+
+    def __post_init__(self) -> None:
+        """Check every range, and that the sources are said in one way."""
+        super().__post_init__()
+        plain = [key for key in ("images", "captions", "instances", "split") if getattr(self, key)]
+        if self.sources and plain:
+            raise ConfigError(
+                f"sources and {plain[0]} are both set; one source is said by images, captions, "
+                "instances and split, several by sources alone"
+            )
 
 
 @dataclass(frozen=True)
@@ -410,10 +438,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where!r} is {value!r}; it takes {allowed}")
         return value
     if typing.get_origin(hint) is tuple:
-        inner = typing.get_args(hint)
-        if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != len(inner):
-            raise ConfigError(f"{where!r} is {value!r}; it takes {len(inner)} values")
-        return tuple(_convert(h, v, where) for h, v in zip(inner, value, strict=True))
+        return _convert_list(typing.get_args(hint), value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not hint:
@@ -421,10 +446,25 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
+def _convert_list(inner: Sequence[Any], value: Any, where: str) -> tuple[Any, ...]:
+    is_list = isinstance(value, Sequence) and not isinstance(value, str)
+    if inner[-1] is Ellipsis:
+        if not is_list:
+            raise ConfigError(f"{where!r} is {value!r}; it takes a list")
+        inner = [inner[0]] * len(value)
+    elif not is_list or len(value) != len(inner):
+        raise ConfigError(f"{where!r} is {value!r}; it takes {len(inner)} values")
+    return tuple(
+        _convert(hint, item, f"{where}.{index}")
+        for index, (hint, item) in enumerate(zip(inner, value, strict=True))
+    )
+
+
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a TOML config; each override is ``section.key=value`` as on the command line.
 
-    The value of an override is TOML where it parses as TOML, otherwise a string. Raises
+    A table of a list is named by its place from 0: ``data.sources.0.images=…``. The value of an
+    override is TOML where it parses as TOML, otherwise a string. Raises
     ``ConfigError`` for a file that is not TOML, an unknown key or a wrong type.
     """
     try:
@@ -442,7 +482,19 @@ def _override(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set takes section.key=value, not {override!r}")
     *sections, name = key.split(".")
     for section in sections:
-        values = values.setdefault(section, {})
-        if not isinstance(values, dict):
-            raise ConfigError(f"unknown key {key!r}: {section!r} is not a section")
+        values = _enter(values, section, key)
+    if not isinstance(values, dict):
+        raise ConfigError(f"unknown key {key!r}: {name!r} is a table; set one of its keys")
     values[name] = _Text(text)
+
+
+def _enter(values: Any, section: str, key: str) -> Any:
+    if isinstance(values, list):
+        if not section.isdecimal() or int(section) >= len(values):
+            raise ConfigError(f"unknown key {key!r}: the list has {len(values)} tables, from 0 on")
+        inner = values[int(section)]
+    else:
+        inner = values.setdefault(section, {})
+    if not isinstance(inner, dict | list):
+        raise ConfigError(f"unknown key {key!r}: {section!r} is not a section")
+    return inner

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import signal
@@ -19,7 +18,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from captioner import readers
 from captioner.checkpoint import load_checkpoint, save_checkpoint
 from captioner.config import Config, ConfigError, SearchOptions
 from captioner.dataset import Batch, CaptionDataset, Features, batches
@@ -33,18 +31,17 @@ from captioner.runlog import RunLog
 from captioner.schedules import ramp
 from captioner.self_critical import Reward, SelfCritical
 from captioner.snapshot import Progress, Snapshot
+from captioner.sources import Data, read_data
 from captioner.tags import Calibration, fit_calibration
 from captioner.teacher_forcing import TeacherForcing
 from captioner.transfer import begin
 
 __all__ = [
-    "Data",
     "StoppedError",
     "Stopper",
     "Trainer",
     "TrainingError",
     "fit",
-    "read_data",
 ]
 
 Say = Callable[[str], None]
@@ -103,60 +100,6 @@ class Stopper:
             yield
         finally:
             self._idle = False
-
-
-@dataclass(frozen=True)
-class Data:
-    """The two splits of a run, without junk captions and missing photographs."""
-
-    train: list[Example]
-    val: list[Example]
-    notes: list[str]
-
-    def digest(self) -> str:
-        """Return a hash of every path, caption and tag."""
-        everything = repr((self.train, self.val)).encode("utf-8", "surrogateescape")
-        return hashlib.sha256(everything).hexdigest()
-
-
-def read_data(config: Config) -> Data:
-    """Read both splits of a config.
-
-    ``notes`` says what was dropped. Raises ``readers.DataError`` when a split cannot be used,
-    ``ConfigError`` when the config does not say where it is.
-    """
-    data = config.data
-    notes: list[str] = []
-    for key in ("images", "captions"):
-        if not getattr(data, key):
-            raise ConfigError(f"data.{key} is not set; say where with --set data.{key}=…")
-    if not data.val_captions and not data.val_split:
-        raise ConfigError("data.val_captions or data.val_split must say what to validate on")
-
-    def load(name: str, images: str, captions: str, instances: str, split: str) -> list[Example]:
-        objects = Path(instances) if instances else None
-        examples, left_out = readers.load(Path(captions), Path(images), split, objects)
-        notes.extend(
-            f"{name}: left out {path}: {why}" for path, why in islice(left_out.items(), 20)
-        )
-        without = f", {len(left_out)} left out" if left_out else ""
-        notes.append(f"{name}: {len(examples)} photographs{without}")
-        return examples
-
-    everything = load("train", data.images, data.captions, data.instances, data.split)
-    val = load(
-        "val",
-        data.val_images or data.images,
-        data.val_captions or data.captions,
-        data.val_instances or data.instances,
-        data.val_split,
-    )
-    train, junk = readers.drop_junk(everything)
-    if not train:
-        raise readers.DataError(f"{data.captions}: all {junk} captions are junk")
-    notes.append(f"train: {junk} junk captions dropped")
-    # Candidates are compared with what people wrote, all of it.
-    return Data(train, val, notes)
 
 
 @dataclass(frozen=True)
@@ -219,9 +162,14 @@ class Trainer:
         judged = self.model if self.average is None else cast(CaptionModel, self.average.module)
         self.checkpoint = replace(begun, model=judged)
         self.dataset = CaptionDataset(
-            data.train, begun.vocabulary, begun.tags, config.preprocessing, config.data.max_words
+            data.train,
+            begun.vocabulary,
+            begun.tags,
+            config.preprocessing,
+            config.data.max_words,
+            data.parts,
         )
-        self.steps_per_epoch = math.ceil(len(self.dataset) / settings.batch_size)
+        self.steps_per_epoch = math.ceil(self.dataset.epoch_size / settings.batch_size)
         self.stages, self.progress = _stages(config), Progress()
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self._stopper = stopper or Stopper()

@@ -32,6 +32,8 @@ LEVELS = {
         "decoding",
         "journal",
         "outputs",
+        "sources",
+        "audit",
     },
 }
 LEVEL = {room: level for level, rooms in LEVELS.items() for room in rooms}

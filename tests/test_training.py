@@ -25,7 +25,8 @@ from captioner.dataset import Batch, batches
 from captioner.inference import Captioner
 from captioner.losses import sequence_loss
 from captioner.runlog import read_log
-from captioner.training import Trainer, fit, read_data
+from captioner.sources import read_data
+from captioner.training import Trainer, fit
 from conftest import draw_picture, tiny_config
 
 COLOURS = ["red", "green", "blue", "yellow", "black", "white", "orange", "purple"]
