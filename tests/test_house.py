@@ -32,6 +32,7 @@ LEVELS = {
         "decoding",
         "journal",
         "outputs",
+        "pages",
     },
 }
 LEVEL = {room: level for level, rooms in LEVELS.items() for room in rooms}
