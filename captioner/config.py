@@ -285,7 +285,8 @@ class TrainingConfig(_Ranged):
 
     While it is frozen its features are computed once and kept. ``batch_size`` counts
     photographs, each with all its captions. ``augment`` mirrors and crops photographs once the
-    encoder learns. ``precision`` is that of the forward pass.
+    encoder learns. ``precision`` is that of the forward pass. ``tensorboard`` also writes what is
+    logged for TensorBoard, which the extra of that name installs.
     """
 
     epochs: int = _ranged(15, 1, 100_000)
@@ -298,6 +299,7 @@ class TrainingConfig(_Ranged):
     seed: int = 0
     save_every: int = _ranged(100, 1, 10_000_000)
     beam_size: int = _ranged(3, 1, 100)
+    tensorboard: bool = False
 
 
 @dataclass(frozen=True)

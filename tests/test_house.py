@@ -16,7 +16,7 @@ LEVELS = {
     7: {"cli", "__main__", "__init__"},
     6: {"folder", "report"},
     5: {"inference", "training", "self_critical"},
-    4: {"generation", "evaluation", "checkpoint", "features"},
+    4: {"generation", "evaluation", "checkpoint", "features", "runlog"},
     3: {"model"},
     2: {"decoder", "dataset"},
     1: {"encoder", "attention", "search", "losses"},
