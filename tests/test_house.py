@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "captioner"
 LEVELS = {
     7: {"cli", "__main__", "__init__"},
     6: {"folder", "report"},
-    5: {"inference", "training", "self_critical"},
+    5: {"inference", "training", "self_critical", "summary"},
     4: {"generation", "evaluation", "checkpoint", "features", "runlog"},
     3: {"model"},
     2: {"decoder", "dataset"},
