@@ -340,7 +340,8 @@ class TrainingConfig(_Ranged):
 
     The validation split is captioned every ``validate_every`` steps, or, at 0, after each epoch;
     after ``patience`` times without a better CIDEr-D a stage ends early (0: never). ``precision``
-    is that of the forward pass.
+    is that of the forward pass. ``tensorboard`` also writes what is logged for TensorBoard, which
+    the extra of that name installs.
     """
 
     epochs: int = _ranged(15, 0, 100_000)

@@ -32,6 +32,7 @@ from captioner.schedules import ramp
 from captioner.self_critical import Reward, SelfCritical
 from captioner.snapshot import Progress, Snapshot
 from captioner.sources import Data, read_data
+from captioner.summary import write_summary
 from captioner.tags import Calibration, fit_calibration
 from captioner.teacher_forcing import TeacherForcing
 from captioner.transfer import begin
@@ -426,7 +427,7 @@ class Trainer:
         progress.best = max(score, progress.best)
         progress.stale = 0 if better else progress.stale + 1
         progress.scores.append(score)
-        progress.evaluated = self.step
+        progress.evaluated, progress.seconds = self.step, 0.0
         self._tell(result, figures)
         if self.group.main:
             save_checkpoint(self.checkpoint, self.run / "last.safetensors")
@@ -550,4 +551,7 @@ def fit(
         for note in data.notes:
             trainer.say(note)
         trainer.train()
+        if group.main:
+            references = {str(example.image): example.captions for example in data.val}
+            write_summary(run, trainer.config, references)
     return run / "best.safetensors"
