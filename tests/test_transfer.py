@@ -1,0 +1,93 @@
+"""Starting from a whole captioner: nothing it knows is lost, and new words have their place."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from captioner.checkpoint import Checkpoint, CheckpointError, save_checkpoint
+from captioner.config import Config, ConfigError, DataConfig, DecoderConfig, ModelConfig
+from captioner.inference import Captioner
+from captioner.readers import Example
+from captioner.tags import TagSet
+from captioner.transfer import begin, extend_tags, extend_vocabulary
+from captioner.vocabulary import SPECIAL, UNK, Vocabulary
+from conftest import TAGS, WORDS, draw_picture
+
+EXAMPLES = [Example(Path("a.png"), ("a purple heron on grass", "a heron on grass"), ("heron",))]
+
+
+def config_from(checkpoint: Checkpoint, folder: Path) -> Config:
+    """Return the config of a run that starts from a checkpoint, and says nothing else."""
+    save_checkpoint(checkpoint, folder / "source.safetensors")
+    return Config(
+        data=DataConfig(min_count=1, tag_min_count=1),
+        model=ModelConfig(init=str(folder / "source.safetensors")),
+    )
+
+
+def test_old_words_keep_their_place_and_new_ones_follow(tiny: Checkpoint, tmp_path: Path) -> None:
+    begun = begin(config_from(tiny, tmp_path), EXAMPLES)
+    assert begun.vocabulary.words[: len(tiny.vocabulary)] == tiny.vocabulary.words
+    assert begun.vocabulary.words[len(tiny.vocabulary) :] == ("heron", "purple")
+    assert begun.tags.vocabulary.words[len(SPECIAL) :] == (*TAGS, "heron")
+    assert begun.tags.frequencies == (1.0,) * 6
+    assert UNK not in begun.vocabulary.encode(["purple", "heron", "dog"])
+
+
+def test_what_it_knows_is_kept(tiny: Checkpoint, tmp_path: Path) -> None:
+    begun = begin(config_from(tiny, tmp_path), EXAMPLES)
+    old, new = tiny.model.state_dict(), begun.model.state_dict()
+    assert old.keys() == new.keys()
+    for name, tensor in old.items():
+        assert torch.equal(new[name][: len(tensor)] if tensor.ndim else new[name], tensor), name
+    decoder = begun.model.caption_decoder
+    assert decoder.output.weight is decoder.embedding.weight  # this one is tied
+    words = old["caption_decoder.embedding.weight"][len(SPECIAL) :]
+    torch.testing.assert_close(decoder.embedding.weight[-1], words.mean(dim=0))
+
+
+def test_it_says_the_same_before_it_learns(small: Checkpoint, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{colour}.png" for colour in ("red", "blue", "green")]
+    for place, path in enumerate(paths):
+        draw_picture(path, path.stem, (40 + 40 * place, 100))
+    begun = begin(config_from(small, tmp_path), EXAMPLES)
+    begun.model.eval()
+    before, after = (Captioner(c).caption(paths) for c in (small, begun))
+    assert [caption.words for caption in after] == [caption.words for caption in before]
+    assert len({caption.text for caption in before}) > 1
+
+
+def test_sizes_are_inherited_and_may_not_differ(tiny: Checkpoint, tmp_path: Path) -> None:
+    config = config_from(tiny, tmp_path)
+    begun = begin(config, EXAMPLES).config
+    assert begun.model == replace(tiny.config.model, init=config.model.init)
+    assert begun.preprocessing == tiny.config.preprocessing
+    assert begun.encoder.name == tiny.config.encoder.name
+    assert begun.data == config.data
+    other = DecoderConfig(hidden=99, dropout=0.1)
+    with pytest.raises(ConfigError, match=r"model\.caption\.hidden is 99, but 17 in model\.init"):
+        begin(replace(config, model=replace(config.model, caption=other)), EXAMPLES)
+    dropped = replace(config, model=replace(config.model, caption=DecoderConfig(dropout=0.1)))
+    assert begin(dropped, EXAMPLES).config.model.caption.dropout == 0.1
+    assert begin(dropped, EXAMPLES).config.model.tags == tiny.config.model.tags
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    config = Config(model=ModelConfig(init=str(tmp_path / "none.safetensors")))
+    with pytest.raises(CheckpointError, match=r"none\.safetensors: no such file"):
+        begin(config, EXAMPLES)
+
+
+def test_frequencies_of_tags_are_the_new_datas() -> None:
+    tags = extend_tags(TagSet(["dog", "man"], [0.5, 0.25]), TagSet(["man", "heron"], [0.75, 0.1]))
+    assert tags.vocabulary.words[len(SPECIAL) :] == ("dog", "man", "heron")
+    assert tags.frequencies == (0.5, 0.75, 0.1)
+
+
+def test_no_word_stands_twice() -> None:
+    words = extend_vocabulary(Vocabulary(WORDS), Vocabulary(["hat", "cat", "a"]))
+    assert words.words[len(SPECIAL) :] == (*WORDS, "cat")
