@@ -113,8 +113,8 @@ def extend_tags(old: TagSet, new: TagSet) -> TagSet:
 def grow(source: Checkpoint, config: Config, words: Vocabulary, tags: TagSet) -> Checkpoint:
     """Return a checkpoint with the source's weights, words and tags, and those that it has not.
 
-    A new word begins as the mean of the old ones, so that what the model says does not change
-    before it learns: Hewitt, "Initializing New Word Embeddings for Pretrained Language Models"
+    A new word begins as the mean of the old ones, so that it is never the likeliest before it has
+    been learnt: Hewitt, "Initializing New Word Embeddings for Pretrained Language Models"
     (2021).
     """
     words, tags = extend_vocabulary(source.vocabulary, words), extend_tags(source.tags, tags)
