@@ -283,7 +283,8 @@ class OptimizerConfig(_Ranged):
 class TrainingConfig(_Ranged):
     """Epochs and batches; the encoder stays frozen for the first ``frozen_epochs``.
 
-    While it is frozen its features are computed once and kept. ``batch_size`` counts
+    While it is frozen its features are computed once and kept, in the folder ``features``, which
+    several runs may share, or in the run folder if that is empty. ``batch_size`` counts
     photographs, each with all its captions. ``augment`` mirrors and crops photographs once the
     encoder learns. ``precision`` is that of the forward pass.
     """
@@ -295,6 +296,7 @@ class TrainingConfig(_Ranged):
     tag_weight: float = _ranged(0.5, 0.0, 100.0)
     augment: bool = True
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    features: str = ""
     seed: int = 0
     save_every: int = _ranged(100, 1, 10_000_000)
     beam_size: int = _ranged(3, 1, 100)

@@ -30,6 +30,7 @@ LEVELS = {
         "treebank",
         "config",
         "decoding",
+        "digests",
         "journal",
         "outputs",
     },
