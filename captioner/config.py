@@ -17,6 +17,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "DataConfig",
+    "DataSource",
     "DecoderConfig",
     "EncoderConfig",
     "ModelConfig",
@@ -205,11 +206,27 @@ class Preprocessing(_Ranged):
 
 
 @dataclass(frozen=True)
+class DataSource(_Ranged):
+    """One of several sources of training data; the fields are those of :class:`DataConfig`.
+
+    An epoch shows each of its photographs ``weight`` times: 2 is twice, 0.5 a random half of them.
+    """
+
+    images: str = ""
+    captions: str = ""
+    instances: str = ""
+    split: str = ""
+    weight: float = _ranged(1.0, 0.001, 1000.0)
+
+
+@dataclass(frozen=True)
 class DataConfig(_Ranged):
     """Where the photographs and captions are, and which words are kept.
 
-    ``captions`` may be COCO, Karpathy, JSONL or Flickr8k's ``token.txt``; ``split`` as in
-    :func:`captioner.readers.read`. The ``val_…`` fields default to the training ones.
+    ``captions`` may be COCO, Karpathy, JSONL, CSV or Flickr8k's ``token.txt``; ``split`` as in
+    :func:`captioner.readers.read`. The ``val_…`` fields default to the training ones. Several
+    sources to train on are said by ``sources`` in place of ``images``, ``captions``,
+    ``instances`` and ``split``; there is one to validate on, with no default then.
     """
 
     images: str = ""
@@ -220,23 +237,36 @@ class DataConfig(_Ranged):
     val_captions: str = ""
     val_instances: str = ""
     val_split: str = ""
+    sources: tuple[DataSource, ...] = ()
     vocabulary_size: int = _ranged(10_000, 5, 1_000_000)
     min_count: int = _ranged(3, 1, 1_000_000)
     tag_size: int = _ranged(1_000, 1, 1_000_000)
     tag_min_count: int = _ranged(10, 1, 1_000_000)
     max_words: int = _ranged(18, 1, 200)
 
+    def __post_init__(self) -> None:
+        """Check every range, and that the sources are said in one way."""
+        super().__post_init__()
+        plain = [key for key in ("images", "captions", "instances", "split") if getattr(self, key)]
+        if self.sources and plain:
+            raise ConfigError(
+                f"sources and {plain[0]} are both set; one source is said by images, captions, "
+                "instances and split, several by sources alone"
+            )
+
 
 @dataclass(frozen=True)
-class EncoderConfig:
+class EncoderConfig(_Ranged):
     """The backbone: a torchvision name, and its weights.
 
     ``weights`` is "imagenet" (torchvision's download), "default" (the encoder of the embedded
-    model), "random", or a file of torchvision's state dict.
+    model), "random", or a file of torchvision's state dict. The first ``frozen_blocks`` modules of
+    the backbone do not learn end to end either.
     """
 
     name: str = "mobilenet_v2"
     weights: str = "imagenet"
+    frozen_blocks: int = _ranged(0, 0, 1_000)
 
 
 @dataclass(frozen=True)
@@ -244,7 +274,7 @@ class DecoderConfig(_Ranged):
     """Sizes of one decoder: embedding E, hidden H, attention A; ``dropout`` in 0…1.
 
     ``attention = false`` is Show and Tell's plain form, ``tied`` shares the embedding with the
-    output.
+    output. ``cell`` is what recurs; the plain tanh "rnn" is there to compare with.
     """
 
     embedding: int = _ranged(512, 1, 8192)
@@ -253,30 +283,43 @@ class DecoderConfig(_Ranged):
     attention_width: int = _ranged(256, 1, 8192)
     tied: bool = True
     dropout: float = _ranged(0.5, 0.0, 0.95)
+    cell: Literal["lstm", "gru", "rnn"] = "lstm"
 
 
 @dataclass(frozen=True)
 class ModelConfig(_Ranged):
-    """The grid width D that both decoders see, its dropout in 0…1, and the two decoders."""
+    """The grid width D that both decoders see, its dropout in 0…1, and the two decoders.
+
+    ``init`` is a checkpoint to start from, or "default" for the one in the package. The sizes, the
+    backbone and the preprocessing are then those of the checkpoint where the config does not say
+    the same; its words and tags are kept, and those of the data are added.
+    """
 
     grid_width: int = _ranged(512, 1, 8192)
     grid_dropout: float = _ranged(0.2, 0.0, 0.95)
     caption: DecoderConfig = DecoderConfig()
     tags: DecoderConfig = DecoderConfig(embedding=256, hidden=256, attention_width=128)
+    init: str = ""
 
 
 @dataclass(frozen=True)
 class OptimizerConfig(_Ranged):
-    """AdamW; learning rates rise over ``warmup_steps``, then fall to 0 as a cosine.
+    """AdamW; learning rates rise over ``warmup_steps``, then fall.
 
-    ``clip_norm`` bounds the gradient's norm at each step.
+    Either as a "cosine" to 0, or on a "plateau": by ``plateau_decay`` after each
+    ``plateau_patience`` evaluations without a better CIDEr-D. ``clip_norm`` bounds the gradient's
+    norm at each step; where ``clip_value`` is not 0, each of its entries is bounded instead.
     """
 
     lr: float = _ranged(1e-3, 0.0, 1.0)
     encoder_lr: float = _ranged(1e-4, 0.0, 1.0)
     weight_decay: float = _ranged(1e-4, 0.0, 1.0)
     clip_norm: float = _ranged(5.0, 1e-6, 1e6)
+    clip_value: float = _ranged(0.0, 0.0, 1e6)
     warmup_steps: int = _ranged(100, 0, 10_000_000)
+    schedule: Literal["cosine", "plateau"] = "cosine"
+    plateau_patience: int = _ranged(2, 1, 1_000)
+    plateau_decay: float = _ranged(0.5, 0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -284,22 +327,43 @@ class TrainingConfig(_Ranged):
     """Epochs and batches; the encoder stays frozen for the first ``frozen_epochs``.
 
     While it is frozen its features are computed once and kept, in the folder ``features``, which
-    several runs may share, or in the run folder if that is empty. ``batch_size`` counts
-    photographs, each with all its captions. ``augment`` mirrors and crops photographs once the
-    encoder learns. ``precision`` is that of the forward pass.
+    several runs may share, or in the run folder if that is empty. ``batch_size`` counts the
+    photographs of a step, each with all its captions, over all processes; ``accumulation`` is in
+    how many parts, one after the other, each process reads its share. ``augment`` shows each
+    photograph in another view and light every epoch (:func:`captioner.images.augment`) once the
+    encoder learns. ``ema`` is the share that the moving average of the weights keeps of itself at
+    each step; where it is not 0, the average is what is validated and saved.
+
+    ``own_words`` is the share of words that the decoder reads from itself at the end of teacher
+    forcing, rising from 0 (scheduled sampling: Bengio et al. 2015). ``attention_penalty`` weighs
+    the doubly stochastic term of Xu et al. (2015), equation 14. ``truncation`` is after how many
+    positions gradients stop going back through the state, 0 for never.
+
+    The validation split is captioned every ``validate_every`` steps, or, at 0, after each epoch;
+    after ``patience`` times without a better CIDEr-D a stage ends early (0: never). ``precision``
+    is that of the forward pass. ``tensorboard`` also writes what is logged for TensorBoard, which
+    the extra of that name installs.
     """
 
-    epochs: int = _ranged(15, 1, 100_000)
+    epochs: int = _ranged(15, 0, 100_000)
     frozen_epochs: int = _ranged(5, 0, 100_000)
     batch_size: int = _ranged(32, 1, 100_000)
+    accumulation: int = _ranged(1, 1, 100_000)
     label_smoothing: float = _ranged(0.1, 0.0, 0.9)
+    own_words: float = _ranged(0.0, 0.0, 1.0)
+    attention_penalty: float = _ranged(0.0, 0.0, 1e3)
+    truncation: int = _ranged(0, 0, 1_000)
     tag_weight: float = _ranged(0.5, 0.0, 100.0)
     augment: bool = True
+    ema: float = _ranged(0.0, 0.0, 0.99999)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     features: str = ""
     seed: int = 0
     save_every: int = _ranged(100, 1, 10_000_000)
+    validate_every: int = _ranged(0, 0, 10_000_000)
+    patience: int = _ranged(0, 0, 100_000)
     beam_size: int = _ranged(3, 1, 100)
+    tensorboard: bool = False
 
 
 @dataclass(frozen=True)
@@ -377,10 +441,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where!r} is {value!r}; it takes {allowed}")
         return value
     if typing.get_origin(hint) is tuple:
-        inner = typing.get_args(hint)
-        if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != len(inner):
-            raise ConfigError(f"{where!r} is {value!r}; it takes {len(inner)} values")
-        return tuple(_convert(h, v, where) for h, v in zip(inner, value, strict=True))
+        return _convert_list(typing.get_args(hint), value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not hint:
@@ -388,10 +449,25 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
+def _convert_list(inner: Sequence[Any], value: Any, where: str) -> tuple[Any, ...]:
+    is_list = isinstance(value, Sequence) and not isinstance(value, str)
+    if inner[-1] is Ellipsis:
+        if not is_list:
+            raise ConfigError(f"{where!r} is {value!r}; it takes a list")
+        inner = [inner[0]] * len(value)
+    elif not is_list or len(value) != len(inner):
+        raise ConfigError(f"{where!r} is {value!r}; it takes {len(inner)} values")
+    return tuple(
+        _convert(hint, item, f"{where}.{index}")
+        for index, (hint, item) in enumerate(zip(inner, value, strict=True))
+    )
+
+
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a TOML config; each override is ``section.key=value`` as on the command line.
 
-    The value of an override is TOML where it parses as TOML, otherwise a string. Raises
+    A table of a list is named by its place from 0: ``data.sources.0.images=…``. The value of an
+    override is TOML where it parses as TOML, otherwise a string. Raises
     ``ConfigError`` for a file that is not TOML, an unknown key or a wrong type.
     """
     try:
@@ -409,7 +485,19 @@ def _override(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set takes section.key=value, not {override!r}")
     *sections, name = key.split(".")
     for section in sections:
-        values = values.setdefault(section, {})
-        if not isinstance(values, dict):
-            raise ConfigError(f"unknown key {key!r}: {section!r} is not a section")
+        values = _enter(values, section, key)
+    if not isinstance(values, dict):
+        raise ConfigError(f"unknown key {key!r}: {name!r} is a table; set one of its keys")
     values[name] = _Text(text)
+
+
+def _enter(values: Any, section: str, key: str) -> Any:
+    if isinstance(values, list):
+        if not section.isdecimal() or int(section) >= len(values):
+            raise ConfigError(f"unknown key {key!r}: the list has {len(values)} tables, from 0 on")
+        inner = values[int(section)]
+    else:
+        inner = values.setdefault(section, {})
+    if not isinstance(inner, dict | list):
+        raise ConfigError(f"unknown key {key!r}: {section!r} is not a section")
+    return inner

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from captioner.config import Preprocessing
 from captioner.images import UnreadableError, augment, open_rgb, prepare, read_pixels
 from captioner.readers import Example
+from captioner.sources import Part
 from captioner.tags import TagSet
 from captioner.tokenizer import tokenize
 from captioner.vocabulary import BOS, PAD, Vocabulary
@@ -67,7 +68,8 @@ class CaptionDataset(Dataset["_Item | tuple[str, str]"]):
     """Examples with their captions and tags as ids.
 
     Images are pixels, or rows of ``features`` where those are set. ``augmentation`` is the seed
-    of random views of the photographs, or ``None``.
+    of random views of the photographs, or ``None``. ``parts`` says how often an epoch shows which
+    photographs; without it each is shown once.
     """
 
     def __init__(
@@ -77,8 +79,15 @@ class CaptionDataset(Dataset["_Item | tuple[str, str]"]):
         tags: TagSet,
         preprocessing: Preprocessing,
         max_words: int,
+        parts: Sequence[Part] = (),
     ) -> None:
-        """Split the captions, cut after ``max_words`` words, and look up their ids."""
+        """Split the captions, cut after ``max_words`` words, and look up their ids.
+
+        Raises ``ValueError`` when the parts are not of as many photographs as there are examples.
+        """
+        self._parts = tuple(parts) or (Part(len(examples), 1.0),)
+        if sum(part.photographs for part in self._parts) != len(examples):
+            raise ValueError(f"{self._parts} are not of {len(examples)} photographs")
         self.paths = [str(example.image) for example in examples]
         words = [[tokenize(caption) for caption in e.captions] for e in examples]
         # A caption that is cut has no EOS, or the decoder would learn to end in the middle.
@@ -97,8 +106,32 @@ class CaptionDataset(Dataset["_Item | tuple[str, str]"]):
         """Return the number of photographs."""
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> _Item | tuple[str, str]:
+    @property
+    def epoch_size(self) -> int:
+        """How many photographs an epoch shows; one that is shown twice counts twice."""
+        return sum(part.shown for part in self._parts)
+
+    def order(self, generator: torch.Generator) -> list[int]:
+        """Return the ``epoch_size`` items of an epoch: the n-th showing of a photograph, from 0.
+
+        It is item ``n * len(self)`` plus the photograph's place. What a part's weight leaves over
+        is drawn from the generator, as is the order.
+        """
+        items: list[int] = []
+        start = 0
+        for part in self._parts:
+            whole, rest = divmod(part.shown, part.photographs)
+            for showing in range(whole):
+                items += (showing * len(self) + start + i for i in range(part.photographs))
+            if rest:
+                drawn = torch.randperm(part.photographs, generator=generator)[:rest].tolist()
+                items += (whole * len(self) + start + i for i in drawn)
+            start += part.photographs
+        return [items[i] for i in torch.randperm(len(items), generator=generator).tolist()]
+
+    def __getitem__(self, item: int) -> _Item | tuple[str, str]:
         """Return one photograph's image and ids, or its path and why it cannot be read."""
+        index = item % len(self)
         captions, tags = self._captions[index], self._tags[index]
         if self.features is not None:
             if index in self.features.unreadable:
@@ -109,8 +142,8 @@ class CaptionDataset(Dataset["_Item | tuple[str, str]"]):
         except UnreadableError as error:
             return self.paths[index], str(error)
         if self.augmentation is not None:
-            # Seeded by the photograph's place, so that neither workers nor a resume change it.
-            image, mirrored = augment(image, random.Random(f"{self.augmentation}/{index}"))
+            # Seeded by place and showing, so that neither workers nor a resume change it.
+            image, mirrored = augment(image, random.Random(f"{self.augmentation}/{item}"))
             captions = self._mirrored[index] if mirrored else captions
         return _Item(index, prepare(image, self._preprocessing), captions, tags)
 
@@ -153,20 +186,29 @@ def _collate_pixels(items: Sequence[tuple[int, np.ndarray | str]]) -> PixelBatch
 
 
 def batches(
-    dataset: CaptionDataset, batch_size: int, seed: int, epoch: int, skip: int, workers: int
+    dataset: CaptionDataset,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    skip: int,
+    workers: int,
+    share: tuple[int, int, int] = (0, 1, 1),
 ) -> Iterator[Batch]:
     """Return the batches of one epoch after the first ``skip``.
 
     The order is a function of ``seed`` and ``epoch`` alone, so that a resumed run sees what an
-    undisturbed one would.
+    undisturbed one would. ``share`` is a process, the number of processes, and in how many parts
+    the process reads its share of each batch; some may be empty.
     """
+    rank, processes, parts = share
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    order = torch.randperm(len(dataset), generator=generator).tolist()
-    chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    order = dataset.order(generator)
+    steps = [order[i : i + batch_size][rank::processes] for i in range(0, len(order), batch_size)]
+    shares = [step[part::parts] for step in steps[skip:] for part in range(parts)]
     return iter(
         DataLoader(
             dataset,
-            batch_sampler=chunks[skip:],
+            batch_sampler=shares,
             num_workers=workers,
             collate_fn=_collate,
             generator=generator,  # or it would draw from the one that dropout uses

@@ -1,4 +1,4 @@
-"""The one-to-many LSTM that writes captions, and tags, from a grid."""
+"""The one-to-many RNN, an LSTM by default, that writes captions, and tags, from a grid."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class DecoderState(NamedTuple):
     hidden: Tensor
     """``(R, H)``"""
     cell: Tensor
-    """``(R, H)``"""
+    """``(R, H)`` for an LSTM, ``(R, 0)`` for cells without one"""
 
     def select(self, rows: Tensor) -> DecoderState:
         """Move rows: ``rows`` ``(B', K')`` holds, for each image that stays, its new rows.
@@ -38,13 +38,21 @@ class DecoderState(NamedTuple):
         flat = rows.flatten()
         return DecoderState(grid, keys, self.hidden[flat], self.cell[flat])
 
+    def detach(self) -> DecoderState:
+        """Return the same state, through which no gradient goes back to earlier positions."""
+        return self._replace(hidden=self.hidden.detach(), cell=self.cell.detach())
+
+
+_CELLS = {"lstm": nn.LSTMCell, "gru": nn.GRUCell, "rnn": nn.RNNCell}
+
 
 class Decoder(nn.Module):
-    """An LSTM whose state the image seeds, and which sees the grid through gated attention.
+    """An RNN whose state the image seeds, and which sees the grid through gated attention.
 
     Sources: Vinyals et al., "Show and Tell" (2015), for the plain form (``attention = false``);
     Xu et al., "Show, Attend and Tell" (2015), sections 3.1.2 and 4.2.1, for attention and its
-    gate; Press and Wolf (2017) for the tied output.
+    gate; Press and Wolf (2017) for the tied output. Cells: Hochreiter and Schmidhuber (1997),
+    Cho et al. (2014), Elman (1990).
     """
 
     def __init__(self, config: DecoderConfig, grid_width: int, vocabulary_size: int) -> None:
@@ -53,8 +61,9 @@ class Decoder(nn.Module):
         hidden, embedding = config.hidden, config.embedding
         context = grid_width if config.attention else 0
         self.embedding = nn.Embedding(vocabulary_size, embedding)
-        self.initial = nn.Linear(grid_width, 2 * hidden)
-        self.cell = nn.LSTMCell(embedding + context, hidden)
+        self._widths = [hidden, hidden if config.cell == "lstm" else 0]
+        self.initial = nn.Linear(grid_width, sum(self._widths))
+        self.cell = _CELLS[config.cell](embedding + context, hidden)
         self.attention: Attention | None = None
         if config.attention:
             self.attention = Attention(grid_width, hidden, config.attention_width)
@@ -74,7 +83,7 @@ class Decoder(nn.Module):
 
     def start(self, grid: Tensor) -> DecoderState:
         """Return the state before the first word: one row an image, ``grid`` ``(B, N, D)``."""
-        hidden, cell = torch.tanh(self.initial(grid.mean(dim=1))).chunk(2, dim=-1)
+        hidden, cell = torch.split(torch.tanh(self.initial(grid.mean(dim=1))), self._widths, dim=-1)
         keys = grid[:, :, :0] if self.attention is None else self.attention.project(grid)
         return DecoderState(grid, keys, hidden, cell)
 
@@ -87,24 +96,44 @@ class Decoder(nn.Module):
         return self.output(self.dropout(features)), weights, state
 
     def forward(
-        self, grid: Tensor, tokens: Tensor, keep: Tensor | None = None
+        self,
+        grid: Tensor,
+        tokens: Tensor,
+        keep: Tensor | None = None,
+        own_words: float = 0.0,
+        truncation: int = 0,
     ) -> tuple[Tensor, Tensor]:
         """Teacher forcing: ``(B, N, D)`` and ``(R, L)`` to logits ``(R, L, V)`` and weights.
 
         ``tokens`` begins with BOS; K = R / B consecutive rows belong to one image. The weights
         are ``(R, L, N)``. ``keep``, ``(R, L)`` of bool, asks for the logits of P positions alone,
         ``(P, V)``: no time is spent on padding.
+
+        ``own_words`` is the share of words that are not the given ones, but drawn from what the
+        decoder said before (Bengio et al., "Scheduled Sampling", 2015). Gradients go back through
+        the state for at most ``truncation`` positions, or all the way if it is 0.
         """
         rows = torch.arange(len(grid), device=grid.device)[:, None]
         state = self.start(grid).select(rows.expand(-1, len(tokens) // len(grid)))
-        features, weights = [], []
-        for embedded in self._embed(tokens).unbind(dim=1):
+        features: list[Tensor] = []
+        weights: list[Tensor] = []
+        for position, embedded in enumerate(self._embed(tokens).unbind(dim=1)):
+            if own_words and position:
+                embedded = self._embed(self._mix(tokens[:, position], features[-1], own_words))
+            if truncation and position and position % truncation == 0:
+                state = state.detach()
             feature, weight, state = self._advance(embedded, state)
             features.append(feature)
             weights.append(weight)
         stacked = self.dropout(torch.stack(features, dim=1))
         kept = stacked if keep is None else stacked[keep]
         return self.output(kept), torch.stack(weights, dim=1)
+
+    @torch.no_grad()
+    def _mix(self, given: Tensor, feature: Tensor, share: float) -> Tensor:
+        probabilities = torch.softmax(self.output(self.dropout(feature)).float(), dim=-1)
+        drawn = torch.multinomial(probabilities, 1)[:, 0]
+        return torch.where(torch.rand_like(probabilities[:, 0]) < share, drawn, given)
 
     def _embed(self, tokens: Tensor) -> Tensor:
         embedded: Tensor = self.embedding(tokens) * self.embedding.embedding_dim**0.5
@@ -116,11 +145,17 @@ class Decoder(nn.Module):
         grid, keys, hidden, cell = state
         if self.attention is None:
             weights = grid.new_full((len(hidden), grid.shape[1]), 1.0 / grid.shape[1])
-            hidden, cell = self.cell(embedded, (hidden, cell))
+            hidden, cell = self._recur(embedded, hidden, cell)
             fused = self.fuse(self.dropout(hidden))
         else:
             context, weights = self.attention(hidden, keys, grid)
             context = torch.sigmoid(self.gate(hidden)) * context
-            hidden, cell = self.cell(torch.cat([embedded, context], dim=-1), (hidden, cell))
+            hidden, cell = self._recur(torch.cat([embedded, context], dim=-1), hidden, cell)
             fused = self.fuse(self.dropout(torch.cat([hidden, context], dim=-1)))
         return torch.tanh(fused), weights, DecoderState(grid, keys, hidden, cell)
+
+    def _recur(self, seen: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+        if isinstance(self.cell, nn.LSTMCell):
+            hidden, cell = self.cell(seen, (hidden, cell))
+            return hidden, cell
+        return self.cell(seen, hidden), cell

@@ -40,13 +40,13 @@ class Encoder(nn.Module):
     """Pixels to a grid: ``(B, 3, h, w)`` uint8 to ``(B, N, width)``.
 
     Any torchvision classification model that is a chain of modules up to its pooling. BatchNorm
-    statistics never change; when frozen, nothing does, also after ``.train()``.
+    statistics never change; in frozen blocks nothing does, also after ``.train()``.
     """
 
     def __init__(self, name: str, preprocessing: Preprocessing) -> None:
         """Build the backbone at random weights; ``ConfigError`` if it yields no spatial grid."""
         super().__init__()
-        self.name, self.preprocessing, self.frozen = name, preprocessing, False
+        self.name, self.preprocessing, self._frozen = name, preprocessing, 0
         self.backbone = _build_backbone(name).eval()
         try:
             with torch.no_grad():
@@ -67,19 +67,37 @@ class Encoder(nn.Module):
         grid = self.backbone(normalised.contiguous(memory_format=torch.channels_last))
         return torch.as_tensor(grid).flatten(2).transpose(1, 2)
 
-    def freeze(self, frozen: bool) -> None:
-        """Stop (or let go on) the learning of every weight of the encoder."""
-        self.frozen = frozen
-        self.requires_grad_(not frozen)
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The backbone's modules in the order that pixels pass them."""
+        children = list(self.backbone.children())
+        return list(children[0].children()) if len(children) == 1 else children
+
+    def freeze(self, blocks: int | None = None) -> None:
+        """Stop the learning of the first so many blocks, of all by default; let the rest learn.
+
+        What the first blocks see (edges, colours) is much the same for all photographs, and they
+        cost most of a step: Yosinski et al., "How transferable are features in deep neural
+        networks?" (2014). Raises ``ConfigError`` when there are not so many blocks.
+        """
+        chain = self.blocks
+        self._frozen = len(chain) if blocks is None else blocks
+        if self._frozen > len(chain):
+            raise ConfigError(f"frozen_blocks is {blocks}; {self.name} takes 0 to {len(chain)}")
+        for place, block in enumerate(chain):
+            block.requires_grad_(place >= self._frozen)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Encoder:
-        """Set the mode; BatchNorm stays in eval mode, and so does all of a frozen encoder."""
-        super().train(mode and not self.frozen)
+        """Set the mode; BatchNorm stays in eval mode, and so do frozen blocks."""
+        chain = self.blocks
+        super().train(mode)
+        self.backbone.train(mode and self._frozen < len(chain))
+        for block in chain[: self._frozen]:
+            block.eval()
         for module in self.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
-        self.training = mode
         return self
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -18,8 +18,9 @@ from captioner.config import SearchOptions
 from captioner.dataset import Features, pixel_batches
 from captioner.generation import Caption, Tag, write_captions, write_tags
 from captioner.metrics import Scores, diversity, meteor, paired_bootstrap, score, spice
+from captioner.model import autocast
 from captioner.readers import DataError, Example
-from captioner.tags import content_words
+from captioner.tags import TagSet, content_words
 from captioner.tokenizer import stem
 from captioner.vocabulary import SPECIAL
 
@@ -27,10 +28,11 @@ __all__ = [
     "Evaluation",
     "coco_form",
     "compare_images",
+    "describe",
     "describe_captions",
-    "evaluate",
     "evaluate_images",
     "feature_grids",
+    "judge",
     "pixel_grids",
     "tag_hits",
     "versions",
@@ -72,55 +74,63 @@ def pixel_grids(
     paths: Sequence[str],
     workers: int,
     unreadable: dict[int, str],
-    autocast: torch.dtype = torch.float32,
+    precision: torch.dtype = torch.float32,
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Yield the places and grids ``(B, N, D)`` of photographs; fills ``unreadable``.
 
-    ``autocast`` is the number type of the encoder's products, where it is not the model's own.
+    ``precision`` is the number type of the encoder's products, where it is not the model's own.
     """
     weight = next(checkpoint.model.parameters())
     for batch in pixel_batches(paths, checkpoint.config.preprocessing, 32, workers):
         unreadable |= batch.unreadable
         if batch.places:
-            enabled = autocast != torch.float32
-            with torch.autocast(weight.device.type, autocast, enabled=enabled):
+            with autocast(weight.device, precision):
                 grid = checkpoint.model.encode(batch.pixels.to(weight.device))
             yield batch.places, grid.to(weight.dtype)
 
 
-def feature_grids(checkpoint: Checkpoint, features: Features) -> Iterator[tuple[list[int], Tensor]]:
-    """Yield the places and grids of photographs whose features are at hand."""
+def feature_grids(
+    checkpoint: Checkpoint, features: Features, places: Sequence[int]
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield the places and grids of those photographs at ``places`` that have features."""
     device = next(checkpoint.model.parameters()).device
-    places = [place for place in range(len(features.rows)) if place not in features.unreadable]
-    for start in range(0, len(places), 32):
-        chunk = places[start : start + 32]
+    readable = [place for place in places if place not in features.unreadable]
+    for start in range(0, len(readable), 32):
+        chunk = readable[start : start + 32]
         rows = torch.from_numpy(features.rows[chunk]).to(device).float()
         yield chunk, checkpoint.model.project(rows)
 
 
 @torch.inference_mode()
-def evaluate(
-    checkpoint: Checkpoint, examples: Sequence[Example], grids: Grids, options: SearchOptions
-) -> Evaluation:
-    """Caption and tag every example of the grids, and score the result.
-
-    Raises ``DataError`` when there is no grid at all.
-    """
+def describe(
+    checkpoint: Checkpoint, grids: Grids, options: SearchOptions
+) -> dict[int, tuple[Caption, list[Tag]]]:
+    """Caption and tag the photographs of the grids; keyed by their places."""
     checkpoint.model.eval()
-    places: list[int] = []
-    captions: list[Caption] = []
-    tags: list[list[Tag]] = []
+    found: dict[int, tuple[Caption, list[Tag]]] = {}
     model, words = checkpoint.model, checkpoint.vocabulary
-    for batch_places, grid in grids:
-        places += batch_places
-        captions += [c[0] for c in write_captions([model.caption_decoder], words, [grid], options)]
-        tags += write_tags([model.tag_decoder], checkpoint.tags, checkpoint.calibration, [grid])
-    if not places:
+    for places, grid in grids:
+        captions = write_captions([model.caption_decoder], words, [grid], options)
+        tags = write_tags([model.tag_decoder], checkpoint.tags, checkpoint.calibration, [grid])
+        best = [alternatives[0] for alternatives in captions]
+        found |= dict(zip(places, zip(best, tags, strict=True), strict=True))
+    return found
+
+
+def judge(
+    examples: Sequence[Example], found: Mapping[int, tuple[Caption, list[Tag]]], names: TagSet
+) -> Evaluation:
+    """Score what :func:`describe` wrote of the examples, by their places.
+
+    Raises ``DataError`` when there is nothing at all.
+    """
+    if not found:
         raise DataError("none of the photographs to evaluate on could be read")
-    read = [examples[place] for place in places]
+    read = [examples[place] for place in found]
+    captions, tags = [c for c, _ in found.values()], [t for _, t in found.values()]
     scores = score([caption.text for caption in captions], [e.captions for e in read])
-    first = [found[:3] for found in tags]
-    frequent = [Tag(name, 1.0) for name in checkpoint.tags.vocabulary.words[len(SPECIAL) :][:3]]
+    first = [of_one[:3] for of_one in tags]
+    frequent = [Tag(name, 1.0) for name in names.vocabulary.words[len(SPECIAL) :][:3]]
     return Evaluation(
         read,
         captions,
@@ -128,7 +138,7 @@ def evaluate(
         scores,
         tag_precision=_precision(read, first),
         tag_baseline=_precision(read, [frequent] * len(read)),
-        different_tags=len({tag.name for found in first for tag in found}),
+        different_tags=len({tag.name for of_one in first for tag in of_one}),
     )
 
 
@@ -139,7 +149,7 @@ def evaluate_images(
     paths = [str(example.image) for example in examples]
     unreadable: dict[int, str] = {}
     grids = pixel_grids(checkpoint, paths, workers, unreadable)
-    result = evaluate(checkpoint, examples, grids, options)
+    result = judge(examples, describe(checkpoint, grids, options), checkpoint.tags)
     return result, {paths[place]: why for place, why in unreadable.items()}
 
 

@@ -9,7 +9,7 @@ from captioner.config import ConfigError, ModelConfig
 from captioner.decoder import Decoder
 from captioner.encoder import Encoder
 
-__all__ = ["CaptionModel", "choose_device", "choose_precision"]
+__all__ = ["CaptionModel", "autocast", "choose_device", "choose_precision"]
 
 
 class CaptionModel(nn.Module):
@@ -52,6 +52,11 @@ def choose_device(name: str) -> torch.device:
     if not there[name]:
         raise ConfigError(f"this machine has no {name} device that torch can use")
     return torch.device(name)
+
+
+def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
+    """Return the context in which products are computed in a precision; float32 changes nothing."""
+    return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:

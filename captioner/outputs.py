@@ -26,6 +26,8 @@ __all__ = [
     "TerminalStream",
     "coco_image_id",
     "csv_line",
+    "csv_tags",
+    "csv_text",
     "json_line",
     "output_file",
     "printable",
@@ -40,6 +42,7 @@ SIDECARS = ("txt", "caption", "xmp")
 
 # A spreadsheet takes a cell that begins so for a formula; the last four are full-width signs.
 _FORMULA = tuple("=+-@\t\r\n＝＋－＠")
+_BETWEEN_TAGS = ", "
 _CSV_HEAD = "\ufeffimage,caption,log_prob,tags,error\r\n".encode()
 
 _XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
@@ -204,8 +207,19 @@ def csv_line(record: Record) -> bytes:
     return row.getvalue().encode("utf-8", "backslashreplace")
 
 
+def csv_text(cell: str) -> str:
+    """Return the text of a cell that :func:`csv_line` wrote."""
+    return cell[1:] if cell.startswith("'") and cell[1:].startswith(_FORMULA) else cell
+
+
+def csv_tags(cell: str) -> list[str]:
+    """Return the tags of a cell that :func:`csv_line` wrote."""
+    names = (name.strip() for name in csv_text(cell).split(_BETWEEN_TAGS.strip()))
+    return [name for name in names if name]
+
+
 def _tag_list(record: Record) -> str:
-    return ", ".join(tag["name"] for tag in record.get("tags", ()))
+    return _BETWEEN_TAGS.join(tag["name"] for tag in record.get("tags", ()))
 
 
 def printable(text: str) -> str:

@@ -1,14 +1,17 @@
-"""Annotation files to examples: COCO, Karpathy's splits, Flickr8k and JSONL."""
+"""Annotation files to examples: COCO, Karpathy's splits, Flickr8k, JSONL and CSV."""
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from captioner.outputs import csv_tags, csv_text
 
 __all__ = [
     "DataError",
@@ -20,6 +23,7 @@ __all__ = [
     "pair_results",
     "read",
     "read_coco",
+    "read_csv",
     "read_flickr8k",
     "read_jsonl",
     "read_karpathy",
@@ -104,15 +108,16 @@ def _lines(path: Path) -> list[tuple[int, str]]:
 def _inside(folder: Path, name: object, where: str) -> Path:
     if not isinstance(name, str) or not name:
         raise DataError(f"{where}: expected the name of a photograph, found {name!r}")
+    # A link inside the folder is its owner's doing, not the file's: it may lead anywhere.
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise DataError(f"{where}: {name!r} leaves the image folder")
     return folder / name
 
 
-def _entries(data: Any, key: str, path: Path) -> list[dict[str, Any]]:
+def _entries(data: Any, key: str, where: object) -> list[dict[str, Any]]:
     entries = data.get(key) if isinstance(data, dict) else None
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise DataError(f"{path}: expected an object with a list {key!r} of objects")
+        raise DataError(f"{where}: expected an object with a list {key!r} of objects")
     return entries
 
 
@@ -129,9 +134,12 @@ def read_coco(captions: Path, images: Path, instances: Path | None = None) -> li
     Tags are category names, the one that covers most of the photograph first. An image that no
     annotation is of has no captions.
     Source: Lin et al., "Microsoft COCO" (2014), https://cocodataset.org/#format-data.
-    Raises ``DataError`` for a file that is not of that form or an annotation of an unknown image.
+    Raises ``DataError`` for a file that is not of that form, an annotation of an unknown image, or
+    instances of none of the photographs.
     """
     data = _load_json(captions)
+    if isinstance(data, dict) and "annotations" not in data and _is_karpathy(data.get("images")):
+        raise DataError(f"{captions}: is of Karpathy's form; say which split, such as 'train'")
     paths: dict[int, Path] = {}
     for index, image in enumerate(_entries(data, "images", captions)):
         where = f"{captions}: images[{index}]"
@@ -147,10 +155,16 @@ def read_coco(captions: Path, images: Path, instances: Path | None = None) -> li
             raise DataError(f"{where}: no image has the id {image_id}")
         texts[image_id].append(_field(annotation, "caption", str, where))
     tags = None if instances is None else _coco_tags(instances)
+    if instances is not None and tags is not None and not tags.keys() & paths.keys():
+        raise DataError(f"{instances}: no annotation is of an image of {captions}")
     return [
         Example(path, tuple(texts[i]), None if tags is None else tags.get(i, ()), i)
         for i, path in paths.items()
     ]
+
+
+def _is_karpathy(images: Any) -> bool:
+    return isinstance(images, list) and any("sentences" in i for i in images if isinstance(i, dict))
 
 
 def _coco_tags(path: Path) -> dict[int, tuple[str, ...]]:
@@ -159,6 +173,9 @@ def _coco_tags(path: Path) -> dict[int, tuple[str, ...]]:
     for index, category in enumerate(_entries(data, "categories", path)):
         where = f"{path}: categories[{index}]"
         names[_field(category, "id", int, where)] = _field(category, "name", str, where)
+    # Whoever writes instances alone may leave the images out.
+    listed = _entries(data, "images", path) if "images" in data else None
+    known = {_field(i, "id", int, f"{path}: images[{n}]") for n, i in enumerate(listed or ())}
     areas: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for index, annotation in enumerate(_entries(data, "annotations", path)):
         where = f"{path}: annotations[{index}]"
@@ -166,6 +183,8 @@ def _coco_tags(path: Path) -> dict[int, tuple[str, ...]]:
         if category_id not in names:
             raise DataError(f"{where}: no category has the id {category_id}")
         image_id = _field(annotation, "image_id", int, where)
+        if listed is not None and image_id not in known:
+            raise DataError(f"{where}: no image has the id {image_id}")
         area = _field(annotation, "area", (int, float), where) if "area" in annotation else 0.0
         areas[image_id][names[category_id]] += area
     return {
@@ -235,13 +254,16 @@ def read_flickr8k(captions: Path, images: Path, split: Path | None = None) -> li
         if not tab or not hash_sign:
             raise DataError(f"{captions}:{number}: expected NAME#N<TAB>caption, found {line!r}")
         texts[name].append(caption.strip())
-    names = list(texts) if split is None else [line.strip() for _, line in _lines(split)]
-    for name in names:
+    if split is None:
+        names = [(str(captions), name) for name in texts]
+    else:
+        names = [(f"{split}:{number}", line.strip()) for number, line in _lines(split)]
+    for where, name in names:
         if name not in texts:
-            raise DataError(f"{split}: {name!r} has no caption in {captions}")
+            raise DataError(f"{where}: {name!r} has no caption in {captions}")
     return [
-        Example(_inside(images, name, str(captions)), tuple(texts[name]), image_id=number)
-        for number, name in enumerate(names, 1)
+        Example(_inside(images, name, where), tuple(texts[name]), image_id=number)
+        for number, (where, name) in enumerate(names, 1)
     ]
 
 
@@ -259,7 +281,7 @@ def read_karpathy(captions: Path, images: Path, splits: Sequence[str]) -> list[E
             continue
         folder = _field(image, "filepath", str, where) if "filepath" in image else ""
         name = f"{folder}/{_field(image, 'filename', str, where)}".lstrip("/")
-        sentences = _entries(image, "sentences", captions)
+        sentences = _entries(image, "sentences", where)
         texts = tuple(_field(sentence, "raw", str, where) for sentence in sentences)
         path = _inside(images, name, where)
         key = next((key for key in ("cocoid", "imgid") if key in image), None)
@@ -283,7 +305,7 @@ def read_jsonl(captions: Path, images: Path) -> list[Example]:
         where = f"{captions}:{number}"
         try:
             entry = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: not JSON: {error}") from error
         if not isinstance(entry, dict):
             raise DataError(f"{where}: expected an object, found {line!r}")
@@ -305,10 +327,53 @@ def _strings(values: object, where: str) -> tuple[str, ...]:
     return tuple(values)
 
 
+def read_csv(captions: Path, images: Path) -> list[Example]:
+    """Read columns ``image`` and ``caption``, one caption a row, and ``tags`` where there is one.
+
+    Rows of one image are put together. What ``captioner caption --output FILE.csv`` writes is of
+    this form: tags stand between commas, an apostrophe before a formula is taken off, and an error
+    record is a photograph without a caption. A ``tags`` column that is empty in every row is none.
+    Raises ``DataError`` that names the row which is not of that form.
+    """
+    texts: dict[Path, list[str]] = defaultdict(list)
+    tags: dict[Path, list[str]] = defaultdict(list)
+    for where, row in _csv_rows(captions):
+        path = _inside(images, csv_text(row["image"]), where)
+        texts[path] += filter(None, [csv_text(row["caption"]).strip()])
+        tags[path] += csv_tags(row.get("tags", ""))
+    tagged = any(tags.values())
+    return [
+        Example(path, tuple(lines), tuple(dict.fromkeys(tags[path])) if tagged else None, number)
+        for number, (path, lines) in enumerate(texts.items(), 1)
+    ]
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    line = 1
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            head = next(reader, [])
+            if not {"image", "caption"} <= {*head} or len({*head}) < len(head):
+                raise DataError(f"{path}:1: expected the columns image and caption, found {head}")
+            line = reader.line_num + 1
+            for cells in reader:
+                where, line = f"{path}:{line}", reader.line_num + 1
+                if cells and len(cells) != len(head):
+                    found = f"{len(cells)} cells where the head has {len(head)}"
+                    raise DataError(f"{where}: {found}; a text with a comma stands in quotes")
+                if cells:
+                    yield where, dict(zip(head, cells, strict=True))
+    except csv.Error as error:
+        raise DataError(f"{path}:{line}: not CSV: {error}") from error
+    except (OSError, UnicodeError) as error:
+        raise DataError(f"{path}: cannot be read as text: {error}") from error
+
+
 def read(
     captions: Path, images: Path, split: str = "", instances: Path | None = None
 ) -> list[Example]:
-    """Read a data set by its form: Flickr8k (``.txt``), JSONL (``.jsonl``), Karpathy or COCO JSON.
+    """Read a data set by its form: Flickr8k's ``.txt``, JSONL, CSV, Karpathy's or COCO's JSON.
 
     ``split`` is a file of names for Flickr8k, split names joined by "+" for Karpathy's JSON, and
     empty for the others. Raises ``DataError`` when the file, or what it holds, cannot be used.
@@ -317,18 +382,22 @@ def read(
         raise DataError(f"{images}: the image folder is not there")
     if instances is not None and (captions.suffix != ".json" or split):
         raise DataError(f"{instances}: instances go with COCO captions, not with {captions}")
-    if split and captions.suffix == ".jsonl":
-        raise DataError(f"{captions}: JSONL has no splits, so not {split!r} either")
+    if split and captions.suffix in (".jsonl", ".csv"):
+        form = captions.suffix[1:].upper()
+        raise DataError(f"{captions}: {form} has no splits, so not {split!r} either")
     if captions.suffix == ".txt":
         examples = read_flickr8k(captions, images, Path(split) if split else None)
     elif captions.suffix == ".jsonl":
         examples = read_jsonl(captions, images)
+    elif captions.suffix == ".csv":
+        examples = read_csv(captions, images)
     elif split:
         examples = read_karpathy(captions, images, split.split("+"))
     else:
         examples = read_coco(captions, images, instances)
     if not any(example.captions for example in examples):
-        raise DataError(f"{captions}: no photograph has a caption")
+        of_split = f" of the split {split!r}" if split else ""
+        raise DataError(f"{captions}: no photograph{of_split} has a caption")
     return examples
 
 
@@ -346,5 +415,8 @@ def load(
     }
     examples, missing = drop_missing(e for e in everything if e.captions)
     if not examples:
-        raise DataError(f"{captions}: none of its captioned photographs is in {images}")
+        raise DataError(
+            f"{captions}: none of its captioned photographs is in {images}; "
+            f"the first would be {missing[0]}"
+        )
     return examples, left_out | {str(path): "it is missing" for path in missing}

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import math
 import os
-from base64 import b64encode
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from hashlib import sha256
-from importlib.resources import files
-from io import BytesIO
 from itertools import tee
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment
-
 from captioner.decoding import Found, read_ahead
-from captioner.images import UnreadableError, open_rgb
-from captioner.journal import Record, replacing
+from captioner.images import UnreadableError
+from captioner.journal import Record
 from captioner.outputs import printable
+from captioner.pages import picture, thumbnail, write_page
 
 __all__ = ["is_report", "write_report"]
 
-_SIDE = 256
-_MARK = b'<meta name="generator" content="captioner">'
+_GENERATOR = "captioner"
 
 
 def write_report(
@@ -43,48 +37,26 @@ def write_report(
     ``workers`` processes make the thumbnails; a photograph that is gone has none. ``fit`` says
     what part of a photograph the model saw, as in ``Preprocessing``. Raises ``OSError``.
     """
-    page = files("captioner") / "page"
-    style, script = ((page / f"report.{e}").read_text(encoding="utf-8") for e in ("css", "js"))
-    template = Environment(autoescape=True).from_string(
-        (page / "report.html").read_text(encoding="utf-8")
-    )
     first, second = tee(records)
     photographs = (Found(record["image"], record.get("error")) for record in first)
-    thumbnails = read_ahead(_thumbnail, photographs, workers, 16 * workers, decode_timeout)
-    with replacing(path) as file, closing(thumbnails):
-        stream = template.stream(
+    thumbnails = read_ahead(thumbnail, photographs, workers, 16 * workers, decode_timeout)
+    with closing(thumbnails):
+        write_page(
+            path,
+            "report",
+            generator=_GENERATOR,
             title=title,
             fit=fit,
             total=total,
             errors=errors,
-            style=style,
-            script=script,
-            style_hash=_hash(style),
-            script_hash=_hash(script),
             cards=_cards(second, thumbnails, os.path.dirname(os.path.abspath(path))),
         )
-        stream.enable_buffering(64)
-        for part in stream:
-            file.write(part.encode("utf-8", "backslashreplace"))
 
 
 def is_report(path: str) -> bool:
     """Whether a file is such a page."""
     with open(path, "rb") as file:
-        return _MARK in file.read(300)
-
-
-def _hash(text: str) -> str:
-    return f"sha256-{b64encode(sha256(text.encode()).digest()).decode()}"
-
-
-def _thumbnail(path: str) -> bytes:
-    """Return a JPEG, its longer side at most ``_SIDE``, after its width and height."""
-    image = open_rgb(path, _SIDE // 3)
-    image.thumbnail((_SIDE, _SIDE), reducing_gap=2.0)
-    stream = BytesIO()
-    image.save(stream, "JPEG", quality=65)
-    return b"%d %d " % image.size + stream.getvalue()
+        return f'name="generator" content="{_GENERATOR}"'.encode() in file.read(300)
 
 
 def _cards(
@@ -92,13 +64,9 @@ def _cards(
     thumbnails: Iterable[tuple[str, bytes | UnreadableError]],
     folder: str,
 ) -> Iterator[dict[str, Any]]:
-    for record, (_, thumbnail) in zip(records, thumbnails, strict=True):
-        card = _card(record, folder)
-        if not isinstance(thumbnail, UnreadableError):
-            width, height, jpeg = thumbnail.split(b" ", 2)
-            card |= {"width": int(width), "height": int(height)}
-            card["thumbnail"] = b64encode(jpeg).decode()
-        yield card
+    for record, (_, made) in zip(records, thumbnails, strict=True):
+        shown = {} if isinstance(made, UnreadableError) else picture(made)
+        yield _card(record, folder) | shown
 
 
 def _card(record: Record, folder: str) -> dict[str, Any]:

@@ -9,17 +9,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from captioner.config import SearchOptions
+from captioner.config import SearchOptions, SelfCriticalConfig
+from captioner.dataset import Batch
 from captioner.decoder import Decoder, DecoderState
+from captioner.losses import no_loss
 from captioner.metrics import References, ptb_tokenize
+from captioner.model import CaptionModel, autocast
 from captioner.readers import Example
 from captioner.search import Forbid, draw_noise, search
 from captioner.tokenizer import detokenize
 from captioner.vocabulary import BOS, EOS, PAD, UNK, Vocabulary
 
-__all__ = ["Reward", "advantages", "draw", "policy_gradient_loss", "policy_log_probs"]
+__all__ = [
+    "Reward",
+    "SelfCritical",
+    "advantages",
+    "draw",
+    "policy_gradient_loss",
+    "policy_log_probs",
+]
 
 _NEVER = (PAD, BOS, UNK)
 _END = "</s>"  # no token of a caption
@@ -115,5 +125,50 @@ def policy_log_probs(
 
 
 def policy_gradient_loss(log_probs: Tensor, rewards: Tensor) -> Tensor:
-    """Return what has the policy gradient of the expected reward: both ``(B, S)``."""
-    return -(advantages(rewards) * log_probs).mean()
+    """Return what has the policy gradient of the summed expected reward: both ``(B, S)``."""
+    return -(advantages(rewards) * log_probs).sum()
+
+
+class SelfCritical(nn.Module):
+    """The loss of a batch of features: captions are drawn and rewarded; the decoder alone learns.
+
+    The loss and the reward are means over all captions drawn in a step, of which a batch may be
+    only a part.
+    """
+
+    def __init__(
+        self,
+        model: CaptionModel,
+        reward: Reward,
+        settings: SelfCriticalConfig,
+        precision: torch.dtype,
+    ) -> None:
+        """Take the model whose caption decoder learns, and the number type of its forward pass."""
+        super().__init__()
+        self.decoder, self._project = model.caption_decoder, model.project
+        self._reward, self._settings, self._precision = reward, settings, precision
+
+    def counts(self, batch: Batch) -> Tensor:
+        """Return how many captions are drawn for a batch: ``(1,)``."""
+        return torch.tensor([float(len(batch.images) * self._settings.samples)])
+
+    def forward(self, batch: Batch, totals: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a batch's part of the step's loss, and of its mean reward.
+
+        ``totals`` is the sum of ``counts`` over the parts of the step.
+        """
+        if not len(batch.images):
+            return no_loss(self.parameters()), totals.new_zeros(())
+        samples, temperature = self._settings.samples, self._settings.temperature
+        limit, device = SearchOptions.max_words, totals.device
+        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        with autocast(device, self._precision), torch.no_grad():
+            grid = self._project(batch.images.to(device).float())
+            captions = draw(self.decoder, grid, samples, temperature, limit, generator)
+        # Not in the same autocast: it keeps the weights as it cast them, here without gradient.
+        with autocast(device, self._precision):
+            log_probs = policy_log_probs(self.decoder, grid, captions, temperature, limit)
+        images = [place for place in batch.places for _ in range(samples)]
+        rewards = self._reward(captions, images).to(device)
+        loss = policy_gradient_loss(log_probs.view(-1, samples), rewards.view(-1, samples))
+        return loss / totals[0], rewards.sum() / totals[0]

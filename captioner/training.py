@@ -2,363 +2,494 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
+import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from captioner import __version__, readers
-from captioner.checkpoint import (
-    Checkpoint,
-    build_model,
-    default_path,
-    load_checkpoint,
-    save_checkpoint,
-    write_tensors,
-)
-from captioner.config import (
-    Config,
-    ConfigError,
-    EncoderConfig,
-    OptimizerConfig,
-    SearchOptions,
-    to_dict,
-)
+from captioner.checkpoint import load_checkpoint, save_checkpoint
+from captioner.config import Config, ConfigError, SearchOptions
 from captioner.dataset import Batch, CaptionDataset, Features, batches
-from captioner.decoder import Decoder
-from captioner.encoder import Encoder, load_backbone_weights
-from captioner.evaluation import Evaluation, evaluate, feature_grids, pixel_grids, tag_hits
+from captioner.distributed import Group, joined
+from captioner.evaluation import Evaluation, describe, feature_grids, judge, pixel_grids, tag_hits
 from captioner.features import encode_features
-from captioner.losses import sequence_loss
 from captioner.model import CaptionModel, choose_precision
+from captioner.optimization import build_average, build_optimizer, clip_gradients, rate_factor
 from captioner.readers import Example
-from captioner.self_critical import Reward, draw, policy_gradient_loss, policy_log_probs
-from captioner.tags import Calibration, TagSet, fit_calibration
-from captioner.tokenizer import tokenize
-from captioner.vocabulary import PAD, Vocabulary
+from captioner.runlog import RunLog
+from captioner.schedules import ramp
+from captioner.self_critical import Reward, SelfCritical
+from captioner.snapshot import Progress, Snapshot
+from captioner.sources import Data, read_data
+from captioner.summary import write_summary
+from captioner.tags import Calibration, fit_calibration
+from captioner.teacher_forcing import TeacherForcing
+from captioner.transfer import begin
 
-__all__ = ["Data", "Trainer", "fit", "learning_rate_factor", "read_data"]
+__all__ = [
+    "StoppedError",
+    "Stopper",
+    "Trainer",
+    "TrainingError",
+    "fit",
+]
 
 Say = Callable[[str], None]
-Stage = Literal["frozen", "end to end", "self-critical"]
-_RESUME = "resume.safetensors"
+StageName = Literal["frozen", "end to end", "self-critical"]
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+# So many steps in a row without a finite gradient are no accident.
+_HOPELESS = 10
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on as it is; the message says why and what to try."""
+
+
+class StoppedError(Exception):
+    """A run that was asked to stop, and has saved all it needs to go on."""
+
+
+class Stopper:
+    """Whether SIGINT or SIGTERM asked a run to stop: after its step, or at once between steps.
+
+    A context manager, in which it handles these signals; ``signal`` is the one that came. Two are
+    not waited for.
+    """
+
+    def __init__(self) -> None:
+        """Nobody has asked yet."""
+        self.signal = 0
+        self._idle = False
+        self._before: list[Any] = []
+
+    def __enter__(self) -> Stopper:
+        """Begin to listen; only the main thread may."""
+        self._before = [(number, signal.signal(number, self.ask)) for number in _SIGNALS]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the signals to whoever had them before."""
+        for number, handler in self._before:
+            signal.signal(number, handler)
+
+    def ask(self, number: int, *_: object) -> None:
+        """Ask the run to stop; raises ``StoppedError`` unless a step is to be finished first."""
+        waiting, self.signal = bool(self.signal), number
+        if self._idle or waiting:
+            raise StoppedError
+
+    @contextmanager
+    def idle(self) -> Iterator[None]:
+        """Stop at once in here: no step is under way."""
+        self._idle = True
+        try:
+            if self.signal:
+                raise StoppedError
+            yield
+        finally:
+            self._idle = False
 
 
 @dataclass(frozen=True)
-class Data:
-    """The two splits of a run, without junk captions and missing photographs."""
+class Stage:
+    """Epochs ``first`` to ``end``, not included, of one way to learn."""
 
-    train: list[Example]
-    val: list[Example]
-    notes: list[str]
-
-    def digest(self) -> str:
-        """Return a hash of every path, caption and tag."""
-        everything = repr((self.train, self.val)).encode("utf-8", "surrogateescape")
-        return hashlib.sha256(everything).hexdigest()
+    name: StageName
+    first: int
+    end: int
 
 
-def read_data(config: Config) -> Data:
-    """Read both splits of a config.
-
-    ``notes`` says what was dropped. Raises ``readers.DataError`` when a split cannot be used,
-    ``ConfigError`` when the config does not say where it is.
-    """
-    data = config.data
-    notes: list[str] = []
-    for key in ("images", "captions"):
-        if not getattr(data, key):
-            raise ConfigError(f"data.{key} is not set; say where with --set data.{key}=…")
-    if not data.val_captions and not data.val_split:
-        raise ConfigError("data.val_captions or data.val_split must say what to validate on")
-
-    def load(name: str, images: str, captions: str, instances: str, split: str) -> list[Example]:
-        objects = Path(instances) if instances else None
-        examples, left_out = readers.load(Path(captions), Path(images), split, objects)
-        notes.extend(
-            f"{name}: left out {path}: {why}" for path, why in islice(left_out.items(), 20)
-        )
-        without = f", {len(left_out)} left out" if left_out else ""
-        notes.append(f"{name}: {len(examples)} photographs{without}")
-        return examples
-
-    everything = load("train", data.images, data.captions, data.instances, data.split)
-    val = load(
-        "val",
-        data.val_images or data.images,
-        data.val_captions or data.captions,
-        data.val_instances or data.instances,
-        data.val_split,
-    )
-    train, junk = readers.drop_junk(everything)
-    if not train:
-        raise readers.DataError(f"{data.captions}: all {junk} captions are junk")
-    notes.append(f"train: {junk} junk captions dropped")
-    # Candidates are compared with what people wrote, all of it.
-    return Data(train, val, notes)
+def _stages(config: Config) -> list[Stage]:
+    training = config.training
+    frozen = min(training.frozen_epochs, training.epochs)
+    bounds = [0, frozen, training.epochs, training.epochs + config.self_critical.epochs]
+    names: tuple[StageName, ...] = ("frozen", "end to end", "self-critical")
+    stages = [stage for stage in map(Stage, names, bounds, bounds[1:]) if stage.first < stage.end]
+    if not stages:
+        raise ConfigError("training.epochs and self_critical.epochs are both 0; nothing to do")
+    return stages
 
 
-def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
-    """Return the share of the peak learning rate at a step: a linear rise, then a cosine to 0.
+class Update(NamedTuple):
+    """What an optimizer step did: the loss or reward, the norm of the gradient before clipping."""
 
-    Source: Loshchilov and Hutter, "SGDR" (2017), equation 5, with one period.
-    """
-    rise = min(1.0, (step + 1) / max(warmup, 1))
-    return rise * 0.5 * (1.0 + math.cos(math.pi * min(step / max(steps, 1), 1.0)))
+    figure: float
+    gradient_norm: float
+    rate: float
 
-
-def _load_encoder(encoder: Encoder, config: EncoderConfig) -> None:
-    if config.weights != "default":
-        load_backbone_weights(encoder, config)
-        return
-    default = load_checkpoint(default_path()).model.encoder
-    if default.name != config.name:
-        raise ConfigError(f"encoder.weights is 'default', which is a {default.name}")
-    encoder.load_state_dict(default.state_dict())
-
-
-def _optimizer(model: CaptionModel, config: OptimizerConfig) -> torch.optim.AdamW:
-    encoder = list(model.encoder.parameters())
-    known = {id(parameter) for parameter in encoder}
-    decoders = [parameter for parameter in model.parameters() if id(parameter) not in known]
-    groups = [
-        {"params": decoders, "peak": config.lr},
-        {"params": encoder, "peak": config.encoder_lr},
-    ]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=config.weight_decay)
-
-
-@dataclass
-class Progress:
-    """Where a run stands."""
-
-    epoch: int = 0
-    position: int = 0
-    step: int = 0
-    best: float = -1.0
-    figure_sum: float = 0.0
-    seconds: float = 0.0
+    @property
+    def finite(self) -> bool:
+        """Whether the weights were changed."""
+        return math.isfinite(self.figure) and math.isfinite(self.gradient_norm)
 
 
 class Trainer:
     """One run: its model, optimizer and place in the data."""
 
     def __init__(
-        self, config: Config, data: Data, run: Path, device: torch.device, say: Say
+        self,
+        config: Config,
+        data: Data,
+        run: Path,
+        device: torch.device,
+        say: Say,
+        group: Group | None = None,
+        stopper: Stopper | None = None,
     ) -> None:
         """Build the vocabularies, the model and the optimizer of a run at its beginning."""
-        self.config, self.data, self.run, self.device, self.say = config, data, run, device, say
+        torch.manual_seed(config.training.seed)
+        begun = begin(config, data.train)
+        self.config = config = begun.config
+        self.data, self.run, self.device, self.group = data, run, device, group or Group()
+        self.say = say if self.group.main else lambda _: None
         settings = config.training
         self.precision = choose_precision(settings.precision, device)
-        self.workers = max(1, (os.cpu_count() or 1) // 2)
-        torch.manual_seed(settings.seed)
-        captions = (tokenize(c) for e in data.train for c in e.captions)
-        vocabulary = Vocabulary.build(captions, config.data.vocabulary_size, config.data.min_count)
-        tags = TagSet.build(data.train, config.data.tag_size, config.data.tag_min_count)
-        model = build_model(config, vocabulary, tags)
-        _load_encoder(model.encoder, config.encoder)
-        provenance = {
-            "photographs": len(data.train),
-            "captions": sum(len(example.captions) for example in data.train),
-            "encoder from": Path(config.encoder.weights).name,
-            "versions": f"captioner {__version__}, torch {torch.__version__}",
-        }
-        self.checkpoint = Checkpoint(
-            model.to(device), config, vocabulary, tags, provenance=provenance
-        )
+        self.workers = max(1, (os.cpu_count() or 1) // 2 // self.group.size)
+        self.model = begun.model.to(device)
+        self.average = build_average(self.model, settings.ema) if settings.ema else None
+        judged = self.model if self.average is None else cast(CaptionModel, self.average.module)
+        self.checkpoint = replace(begun, model=judged)
         self.dataset = CaptionDataset(
-            data.train, vocabulary, tags, config.preprocessing, config.data.max_words
+            data.train,
+            begun.vocabulary,
+            begun.tags,
+            config.preprocessing,
+            config.data.max_words,
+            data.parts,
         )
-        self.progress = Progress()
-        self.steps_per_epoch = math.ceil(len(self.dataset) / settings.batch_size)
-        self.optimizer = _optimizer(model, config.optimizer)
+        self.steps_per_epoch = math.ceil(self.dataset.epoch_size / settings.batch_size)
+        self.stages, self.progress = _stages(config), Progress()
+        self.optimizer = build_optimizer(self.model, config.optimizer)
+        self._stopper = stopper or Stopper()
+        self._log: RunLog | None = None
+        self._objective_of = ""
         self._named: set[str] = set()
 
     @property
-    def model(self) -> CaptionModel:
-        """The model that learns."""
-        return self.checkpoint.model
-
-    @property
-    def epochs(self) -> int:
-        """How many epochs the run has in all."""
-        return self.config.training.epochs + self.config.self_critical.epochs
-
-    @property
     def stage(self) -> Stage:
-        """What the present epoch is of."""
-        epoch, settings = self.progress.epoch, self.config.training
-        if epoch >= settings.epochs:
-            return "self-critical"
-        return "frozen" if epoch < settings.frozen_epochs else "end to end"
+        """The stage of the present epoch, or the last one."""
+        return next((s for s in self.stages if self.progress.epoch < s.end), self.stages[-1])
+
+    @property
+    def step(self) -> int:
+        """How many steps lie behind; those of a stage that ended early count."""
+        return self.progress.epoch * self.steps_per_epoch + self.progress.position
 
     @property
     def figure(self) -> str:
         """What an update returns in this stage."""
-        return "reward" if self.stage == "self-critical" else "loss"
+        return "reward" if self.stage.name == "self-critical" else "loss"
+
+    @cached_property
+    def snapshot(self) -> Snapshot:
+        """What the run continues from."""
+        modules = {"model": self.model, "average": self.average}
+        there = {name: module for name, module in modules.items() if module is not None}
+        path, digest = self.run / "resume.safetensors", self.data.digest()
+        return Snapshot(path, there, self.optimizer, self.config, digest)
 
     @cached_property
     def _reward(self) -> Reward:
         bleu_weight = self.config.self_critical.bleu_weight
         return Reward(self.data.train, self.checkpoint.vocabulary, bleu_weight)
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Return the loss of one batch: captions, and ``tag_weight`` times the tags."""
-        settings = self.config.training
-        images = batch.images.to(self.device)
-        words, tags = batch.words.to(self.device), batch.tags.to(self.device)
-        with self._autocast():
-            pixels = images.dtype == torch.uint8
-            grid = self.model.encode(images) if pixels else self.model.project(images.float())
-            caption_loss = _teacher_forcing(
-                self.model.caption_decoder, grid, words, settings.label_smoothing
-            )
-            tag_loss = _teacher_forcing(self.model.tag_decoder, grid, tags, 0.0)
-        return caption_loss + settings.tag_weight * tag_loss
+    def train(self) -> None:
+        """Train to the end, from the snapshot if there is one.
 
-    def _autocast(self) -> torch.autocast:
-        enabled = self.precision != torch.float32
-        return torch.autocast(self.device.type, self.precision, enabled=enabled)
+        Raises ``StoppedError`` where a process was asked to stop, and ``TrainingError`` for a run
+        that cannot go on; both after saving.
+        """
+        continued = self.snapshot.path.exists()
+        if continued:
+            self.progress = self.snapshot.read()
+            self.say(f"continuing at epoch {self.progress.epoch + 1}, {self._place}")
+        if self.group.main:
+            tensorboard = self.config.training.tensorboard
+            self._log = RunLog(self.run, self.step if continued else None, tensorboard)
+        with self._log or nullcontext():
+            while self.progress.epoch < self.stages[-1].end:
+                self.begin_epoch()
+                self._epoch()
+                self._end_epoch()
 
-    def reward_loss(self, batch: Batch) -> tuple[Tensor, float]:
-        """Return the self-critical loss of one batch of features, and the mean reward."""
-        settings, max_words = self.config.self_critical, SearchOptions.max_words
-        decoder, samples = self.model.caption_decoder, settings.samples
-        # A function of the step alone, so that a resumed run draws what an undisturbed one would.
-        generator = torch.Generator().manual_seed(
-            self.config.training.seed * 1_000_003 + self.progress.step
-        )
-        with self._autocast(), torch.no_grad():
-            grid = self.model.project(batch.images.to(self.device).float())
-            captions = draw(decoder, grid, samples, settings.temperature, max_words, generator)
-        # Not in the same autocast: it keeps the weights as it cast them, here without gradient.
-        with self._autocast():
-            log_probs = policy_log_probs(decoder, grid, captions, settings.temperature, max_words)
-        images = [place for place in batch.places for _ in range(samples)]
-        rewards = self._reward(captions, images).to(self.device)
-        loss = policy_gradient_loss(log_probs.view(-1, samples), rewards.view(-1, samples))
-        return loss, rewards.mean().item()
+    @property
+    def _place(self) -> str:
+        return f"step {self.progress.position} of {self.steps_per_epoch}"
 
-    def update(self, batch: Batch) -> float:
-        """Do one optimizer step and return the loss; in the self-critical stage, the reward."""
-        self._set_learning_rates()
-        if self.stage == "self-critical":
-            loss, figure = self.reward_loss(batch)
+    def begin_epoch(self) -> None:
+        """Set what learns, from what, and how."""
+        settings, stage = self.config.training, self.stage.name
+        frozen, rewarded = stage != "end to end", stage == "self-critical"
+        self.model.requires_grad_(not rewarded)
+        self.model.caption_decoder.requires_grad_(True)
+        self.model.encoder.freeze(None if frozen else self.config.encoder.frozen_blocks)
+        with self._stopper.idle():
+            self.dataset.features = self._features(self.data.train) if frozen else None
+        seed = f"{settings.seed}/{self.progress.epoch}"
+        self.dataset.augmentation = seed if settings.augment and not frozen else None
+        self._set_objective(rewarded)
+        self._set_mode()
+
+    def _set_objective(self, rewarded: bool) -> None:
+        settings, stage = self.config.training, self.stage.name
+        if self._objective_of == stage:
+            return
+        self._objective_of = stage
+        self.objective: TeacherForcing | SelfCritical
+        if rewarded:
+            critical = self.config.self_critical
+            self.objective = SelfCritical(self.model, self._reward, critical, self.precision)
         else:
-            loss = self.loss(batch)
-            figure = loss.item()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
-        self.optimizer.step()
-        return figure
+            self.objective = TeacherForcing(self.model, settings, self.precision)
+        self._shared = self.group.wrap(self.objective)
 
-    def _set_learning_rates(self) -> None:
-        """Each of the two kinds of learning has a rise and a fall of its own."""
-        config, step = self.config, self.progress.step
-        forced = self.steps_per_epoch * config.training.epochs
-        if self.stage == "self-critical":
-            step, steps = step - forced, self.steps_per_epoch * config.self_critical.epochs
-        else:
-            steps = forced
-        factor = learning_rate_factor(step, steps, config.optimizer.warmup_steps)
-        for group in self.optimizer.param_groups:
-            peak = config.self_critical.lr if self.stage == "self-critical" else group["peak"]
-            group["lr"] = peak * factor
-
-    def epoch(self) -> None:
-        """Train to the end of the present epoch."""
-        settings, progress = self.config.training, self.progress
-        self._begin_epoch()
-        started = time.monotonic()
-        with tqdm(
-            total=self.steps_per_epoch,
-            initial=progress.position,
-            desc=f"epoch {progress.epoch + 1}/{self.epochs}",
-            unit="step",
-            disable=None,
-        ) as bar:
-            for batch in self._batches():
-                self._name(batch.unreadable)
-                if len(batch.images):
-                    progress.figure_sum += self.update(batch)
-                progress.position += 1
-                progress.step += 1
-                mean = progress.figure_sum / progress.position
-                bar.set_postfix({self.figure: f"{mean:.3f}"}, refresh=False)
-                bar.update()
-                if progress.step % settings.save_every == 0:
-                    progress.seconds += time.monotonic() - started
-                    started = time.monotonic()
-                    self.save()
-        progress.seconds += time.monotonic() - started
-
-    def _begin_epoch(self) -> None:
-        settings, progress = self.config.training, self.progress
-        frozen = self.stage != "end to end"
-        self.model.encoder.freeze(frozen)
-        self.dataset.features = self._features(self.data.train) if frozen else None
-        augmented = settings.augment and not frozen
-        self.dataset.augmentation = f"{settings.seed}/{progress.epoch}" if augmented else None
+    def _set_mode(self) -> None:
         # What is drawn and what is reinforced must be one policy: no dropout.
-        self.model.train(self.stage != "self-critical")
-        if progress.epoch == settings.epochs and progress.position == 0:
-            self.optimizer.state.clear()  # another loss, whose gradients are of another size
+        self.model.train(self.stage.name != "self-critical")
 
-    def _batches(self) -> Iterator[Batch]:
+    def steps(self) -> Iterator[list[Batch]]:
+        """Yield this process's parts of each step that is left in the epoch."""
         settings, progress = self.config.training, self.progress
-        return batches(
+        parts = batches(
             self.dataset,
             settings.batch_size,
             settings.seed,
             progress.epoch,
             progress.position,
             self.workers,
+            (self.group.rank, self.group.size, settings.accumulation),
+        )
+        while step := list(islice(parts, settings.accumulation)):
+            yield step
+
+    def update(self, parts: Sequence[Batch]) -> Update | None:
+        """Do one optimizer step on this process's parts; ``None`` if no process has a photograph.
+
+        A step whose loss or gradient is not finite leaves the weights as they are.
+        """
+        self._seed()
+        rate = self._set_rates()
+        counts = [self.objective.counts(part).to(self.device) for part in parts]
+        totals = self.group.sum(torch.stack(counts).sum(dim=0))
+        if not totals.any():
+            return None
+        self.optimizer.zero_grad(set_to_none=True)
+        figure = self.group.sum(self._backward(parts, totals)).item()
+        update = Update(figure, clip_gradients(self.model, self.config.optimizer), rate)
+        if update.finite:
+            self.optimizer.step()
+            if self.average is not None:
+                self.average.update_parameters(self.model)
+        return update
+
+    def _backward(self, parts: Sequence[Batch], totals: Tensor) -> Tensor:
+        """Add up the gradients of all parts; return the sum of their figures."""
+        figures = torch.zeros((), device=self.device)
+        for place, part in enumerate(parts, 1):
+            with nullcontext() if place == len(parts) else self.group.alone(self._shared):
+                loss, figure = self._shared(part, totals)
+                # The group takes the mean of what are the terms of a sum.
+                (loss * self.group.size).backward()
+            figures += figure
+        return figures
+
+    def _seed(self) -> None:
+        """Make chance a function of the step, so that a resumed run needs no random state."""
+        step = self.config.training.seed * 1_000_003 + self.step
+        torch.manual_seed(step * 1_009 + self.group.rank)
+
+    def _set_rates(self) -> float:
+        """Set the learning rates; each of the two kinds of learning has a rise and a fall."""
+        config, step = self.config, self.step
+        steps = self.steps_per_epoch * config.training.epochs
+        rewarded = isinstance(self.objective, SelfCritical)
+        if isinstance(self.objective, SelfCritical):
+            step, steps = step - steps, self.steps_per_epoch * config.self_critical.epochs
+        else:
+            self.objective.own_words = ramp(step, steps, config.training.own_words)
+        factor = rate_factor(config.optimizer, step, steps, self.progress.scores)
+        for group in self.optimizer.param_groups:
+            group["lr"] = factor * (config.self_critical.lr if rewarded else group["peak"])
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def _epoch(self) -> None:
+        settings, before = self.config.training, time.monotonic()
+        with self._bar() as bar:
+            for parts in self.steps():
+                self._take(parts, bar)
+                self.progress.seconds += time.monotonic() - before
+                due = bool(settings.validate_every) and self.step % settings.validate_every == 0
+                stop = self._any(bool(self._stopper.signal))
+                if due or stop or self.step % settings.save_every == 0:
+                    self.save()
+                if stop:
+                    raise StoppedError
+                if due:
+                    self.evaluate()
+                    self.save()
+                if self._stalled:
+                    break
+                before = time.monotonic()
+
+    def _any(self, said: bool) -> bool:
+        return bool(self.group.sum(torch.tensor(float(said), device=self.device)))
+
+    def _bar(self) -> tqdm[Any]:
+        return tqdm(
+            total=self.steps_per_epoch,
+            initial=self.progress.position,
+            desc=f"epoch {self.progress.epoch + 1}/{self.stages[-1].end}",
+            unit="step",
+            disable=None if self.group.main else True,
         )
 
-    def validate(self) -> Evaluation:
+    def _take(self, parts: Sequence[Batch], bar: tqdm[Any]) -> None:
+        """Do a step and write it down."""
+        for part in parts:
+            self._name(part.unreadable)
+        try:
+            update = self.update(parts)
+        except RuntimeError as error:
+            self._out_of_memory(error)
+            raise
+        progress = self.progress
+        progress.position += 1
+        if update is not None:
+            self._count(update)
+            progress.figure_sum += update.figure if update.finite else 0.0
+            mean = progress.figure_sum / max(progress.updates, 1)
+            bar.set_postfix({self.figure: f"{mean:.3f}", "rate": f"{update.rate:.1e}"}, False)
+        bar.update()
+
+    def _count(self, update: Update) -> None:
+        progress = self.progress
+        if self._log is not None:
+            values = dict(zip((self.figure, "gradient_norm", "rate"), update, strict=True))
+            self._log.step(self.step, self.stage.name, values)
+        if update.finite:
+            progress.updates, progress.in_a_row = progress.updates + 1, 0
+            return
+        progress.skipped, progress.in_a_row = progress.skipped + 1, progress.in_a_row + 1
+        self.say(f"step {self.step} skipped: its {self.figure} or gradient is not finite")
+        if progress.in_a_row >= _HOPELESS:
+            self.save()
+            rate = self.config.optimizer.lr
+            raise TrainingError(
+                f"no finite gradient in {_HOPELESS} steps in a row, up to step {self.step}; try an "
+                f"optimizer.lr lower than {rate}, a longer optimizer.warmup_steps, or "
+                'training.precision = "float32", in a new run, perhaps with '
+                f"model.init = {str(self.run / 'best.safetensors')!r}"
+            )
+
+    def _out_of_memory(self, error: RuntimeError) -> None:
+        """Save, and say what to try, if that is what is wrong."""
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            return
+        settings = self.config.training
+        self.optimizer.zero_grad(set_to_none=True)
+        self.save()
+        share = math.ceil(settings.batch_size / self.group.size / settings.accumulation)
+        raise TrainingError(
+            f"out of memory at step {self.step}, with {share} photographs at a time; the run is "
+            f"saved: continue it with --set training.accumulation={2 * settings.accumulation}, "
+            f"or begin another with a training.batch_size lower than {settings.batch_size}"
+        ) from error
+
+    def evaluate(self) -> Evaluation:
+        """Caption the validation split, write down how good it is, and save the models."""
+        result, progress = self._validate(), self.progress
+        self._set_mode()
+        score = result.scores.cider_d
+        figures = {
+            "epoch": progress.epoch + 1,
+            "step": self.step,
+            "stage": self.stage.name,
+            self.figure: progress.figure_sum / max(progress.updates, 1),
+            **result.as_dict(),
+            "skipped": progress.skipped,
+            "seconds": round(progress.seconds, 1),
+        }
+        self.checkpoint.provenance["figures"] = figures
+        better = score > progress.best
+        progress.best = max(score, progress.best)
+        progress.stale = 0 if better else progress.stale + 1
+        progress.scores.append(score)
+        progress.evaluated, progress.seconds = self.step, 0.0
+        self._tell(result, figures)
+        if self.group.main:
+            save_checkpoint(self.checkpoint, self.run / "last.safetensors")
+            if better:
+                save_checkpoint(self.checkpoint, self.run / "best.safetensors")
+        return result
+
+    def _tell(self, result: Evaluation, figures: Mapping[str, Any]) -> None:
+        self.say(
+            f"epoch {figures['epoch']}, {self.stage.name}: "
+            f"{self.figure} {figures[self.figure]:.3f}, "
+            f"BLEU-4 {100 * result.scores.bleu[3]:.1f}, CIDEr-D {100 * result.scores.cider_d:.1f}, "
+            f"tags {100 * result.tag_precision:.0f} % right, {result.different_tags} different, "
+            f"{figures['seconds']:.0f} s"
+        )
+        if self._log is not None:
+            images = [str(example.image) for example in result.examples]
+            self._log.evaluation(figures, images, [c.text for c in result.captions])
+
+    def _validate(self) -> Evaluation:
         """Caption and tag the validation split, and calibrate the tags' scores on it."""
         options = SearchOptions(beam_size=self.config.training.beam_size)
-        paths = [str(example.image) for example in self.data.val]
+        places = range(self.group.rank, len(self.data.val), self.group.size)
         unreadable: dict[int, str] = {}
-        if self.stage != "end to end":
-            features = self._features(self.data.val)
-            unreadable = features.unreadable
-            grids = feature_grids(self.checkpoint, features)
-        else:
-            grids = pixel_grids(self.checkpoint, paths, self.workers, unreadable, self.precision)
         self.checkpoint.calibration = Calibration()
-        result = evaluate(self.checkpoint, self.data.val, grids, options)
-        found = [tag for tags in result.tags for tag in tags]
+        with self._stopper.idle():
+            described = describe(self.checkpoint, self._grids(places, unreadable), options)
+        found = self.group.merge(described)
+        for place, why in self.group.merge(unreadable).items():
+            self._name({str(self.data.val[place].image): why})
+        result = judge(self.data.val, found, self.checkpoint.tags)
         hits = [tag_hits(e, t) for e, t in zip(result.examples, result.tags, strict=True)]
         self.checkpoint.calibration = fit_calibration(
-            [math.log(tag.score) for tag in found], [hit for image in hits for hit in image]
+            [math.log(tag.score) for tags in result.tags for tag in tags],
+            [hit for image in hits for hit in image],
         )
-        self._name({paths[place]: why for place, why in unreadable.items()})
         return result
+
+    def _grids(
+        self, places: Sequence[int], unreadable: dict[int, str]
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        if self.stage.name != "end to end":
+            features = self._features(self.data.val)
+            unreadable |= features.unreadable
+            yield from feature_grids(self.checkpoint, features, places)
+            return
+        paths, found = [str(self.data.val[place].image) for place in places], dict[int, str]()
+        for own, grid in pixel_grids(self.checkpoint, paths, self.workers, found, self.precision):
+            yield [places[place] for place in own], grid
+        unreadable |= {places[place]: why for place, why in found.items()}
 
     def _features(self, examples: list[Example]) -> Features:
         paths = [str(example.image) for example in examples]
         settings = self.config.training
         # What an encoder says that learnt in this run is of no use to others.
-        learnt = self.stage != "frozen" and settings.frozen_epochs < settings.epochs
+        learnt = self.stage.name != "frozen" and settings.frozen_epochs < settings.epochs
         shared = settings.features != "" and not learnt
         folder = Path(settings.features) if shared else self.run / "features"
-        return encode_features(
-            self.model.encoder, paths, folder, self.precision, self.workers, self.say, shared
-        )
+        with self.group.first_on_each_machine():
+            return encode_features(
+                self.model.encoder, paths, folder, self.precision, self.workers, self.say, shared
+            )
 
     def _name(self, unreadable: Mapping[str, str]) -> None:
         for path, why in unreadable.items():
@@ -366,134 +497,67 @@ class Trainer:
                 self._named.add(path)
                 self.say(f"left out {path}: {why}")
 
-    def finish_epoch(self) -> Evaluation:
-        """Validate, log, save the best and the last checkpoint, and move on."""
-        result, progress = self.validate(), self.progress
-        figures = {
-            "epoch": progress.epoch + 1,
-            "stage": self.stage,
-            self.figure: progress.figure_sum / max(progress.position, 1),
-            **result.as_dict(),
-            "seconds": round(progress.seconds, 1),
-        }
-        self.checkpoint.provenance["figures"] = figures
-        with (self.run / "log.jsonl").open("a", encoding="utf-8") as log:
-            log.write(json.dumps(figures) + "\n")
-        self.say(
-            f"epoch {figures['epoch']}, {self.stage}: {self.figure} {figures[self.figure]:.3f}, "
-            f"BLEU-4 {100 * result.scores.bleu[3]:.1f}, CIDEr-D {100 * result.scores.cider_d:.1f}, "
-            f"tags {100 * result.tag_precision:.0f} % right, {result.different_tags} different, "
-            f"{progress.seconds:.0f} s"
-        )
-        save_checkpoint(self.checkpoint, self.run / "last.safetensors")
-        if result.scores.cider_d > progress.best:
-            progress.best = result.scores.cider_d
-            save_checkpoint(self.checkpoint, self.run / "best.safetensors")
-        self.progress = Progress(progress.epoch + 1, 0, progress.step, progress.best)
-        self.save()
-        return result
+    @property
+    def _stalled(self) -> bool:
+        return 0 < self.config.training.patience <= self.progress.stale
 
-    def _tensors(self) -> dict[str, Tensor]:
-        model = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-        return {name: tensor.detach() for name, tensor in model.items()}
+    def _end_epoch(self) -> None:
+        """Evaluate if it is time, and go on to the next epoch, or the next stage."""
+        stage, progress = self.stage, self.progress
+        last = progress.epoch + 1 == stage.end
+        if progress.evaluated != self.step and (last or not self.config.training.validate_every):
+            self.save()
+            self.evaluate()
+        over = last or self._stalled
+        self.progress = Progress(
+            epoch=stage.end if over else progress.epoch + 1,
+            best=progress.best,
+            stale=0 if over else progress.stale,
+            scores=[] if over else progress.scores,
+            skipped=progress.skipped,
+            in_a_row=progress.in_a_row,
+        )
+        if over and self.stage.name == "self-critical" != stage.name:
+            self._begin_self_critical()
+        self.save()
+
+    def _begin_self_critical(self) -> None:
+        """Go on from the best model; the optimizer knows gradients of another size."""
+        self.group.wait()
+        best = load_checkpoint(self.run / "best.safetensors").model.state_dict()
+        for model in (self.model, self.checkpoint.model):
+            model.load_state_dict(best)
+        self.optimizer.state.clear()
 
     def save(self) -> None:
-        """Write all that an exact continuation needs to the run folder, in one file."""
-        names = {id(p): name for name, p in self.model.named_parameters()}
-        tensors = {f"model.{name}": tensor for name, tensor in self._tensors().items()}
-        for parameter, state in self.optimizer.state.items():
-            for key, value in state.items():
-                tensors[f"optimizer.{key}.{names[id(parameter)]}"] = value
-        tensors["random.cpu"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        metadata = {
-            "progress": json.dumps(vars(self.progress)),
-            "config": json.dumps(to_dict(self.config)),
-            "data": self.data.digest(),
-        }
-        write_tensors(tensors, self.run / _RESUME, metadata)
-
-    def resume(self) -> None:
-        """Continue from the run folder, exactly.
-
-        Raises ``ConfigError`` if it holds a run with another config or other data, or cannot be
-        read.
-        """
-        path = self.run / _RESUME
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata()
-                self._check_same(json.loads(metadata["config"]), metadata["data"])
-                for key in file.keys():  # noqa: SIM118
-                    self._restore(key, file.get_tensor(key))
-        except (SafetensorError, KeyError, RuntimeError) as error:
-            raise ConfigError(f"{path} cannot be continued from: {error}") from error
-        self.progress = Progress(**json.loads(metadata["progress"]))
-        # A kill between the two writes leaves a line of an epoch that is done again.
-        log = self.run / "log.jsonl"
-        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-        log.write_text("".join(f"{line}\n" for line in lines[: self.progress.epoch]), "utf-8")
-
-    def _check_same(self, config: Mapping[str, Any], data: str) -> None:
-        changes = _difference(config, json.loads(json.dumps(to_dict(self.config))))
-        if changes:
-            raise ConfigError(f"{self.run} holds a run with another config: {changes}")
-        if data != self.data.digest():
-            raise ConfigError(f"{self.run} holds a run on other photographs or captions")
-
-    def _restore(self, key: str, tensor: Tensor) -> None:
-        kind, _, name = key.partition(".")
-        if kind == "model":
-            self._tensors()[name].copy_(tensor)
-        elif kind == "optimizer":
-            state, _, name = name.partition(".")
-            parameter = self.model.get_parameter(name)
-            value = tensor if state == "step" else tensor.to(self.device)
-            self.optimizer.state[parameter][state] = value
-        elif name == "cpu":
-            torch.set_rng_state(tensor)
-        else:
-            torch.cuda.set_rng_state(tensor, self.device)
+        """Write all that an exact continuation needs."""
+        if self.group.main:
+            if self._log is not None:
+                self._log.flush()
+            self.snapshot.write(self.progress)
 
 
-def _teacher_forcing(
-    decoder: Decoder, grid: Tensor, tokens: Tensor, label_smoothing: float
-) -> Tensor:
-    targets = tokens[:, 1:]
-    keep = targets != PAD
-    logits, _ = decoder(grid, tokens[:, :-1], keep)
-    return sequence_loss(logits, targets[keep], label_smoothing)
-
-
-def _difference(saved: Mapping[str, Any], ours: Mapping[str, Any], where: str = "") -> str:
-    changes = []
-    for key in sorted(saved.keys() | ours.keys()):
-        was, now = saved.get(key), ours.get(key)
-        if isinstance(was, dict) and isinstance(now, dict):
-            changes.append(_difference(was, now, f"{where}{key}."))
-        elif was != now:
-            changes.append(f"{where}{key} was {was!r}, now {now!r}")
-    return ", ".join(filter(None, changes))
-
-
-def fit(config: Config, run: Path, device: torch.device, say: Say = print) -> Path:
+def fit(
+    config: Config,
+    run: Path,
+    device: torch.device,
+    say: Say = print,
+    stopper: Stopper | None = None,
+) -> Path:
     """Train as the config says; return the best checkpoint's path.
 
-    A run folder that holds a cut-off run is continued where it stood.
+    A run folder that holds a cut-off run is continued where it stood. Processes that ``torchrun``
+    started train one model together; they need the same folder. Raises as
+    :meth:`Trainer.train`, and ``ConfigError`` and ``DataError`` for what cannot be begun.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("training on several devices is not there yet; start one process")
     data = read_data(config)
-    run.mkdir(parents=True, exist_ok=True)
-    for note in data.notes:
-        say(note)
-    trainer = Trainer(config, data, run, device, say)
-    if (run / _RESUME).exists():
-        trainer.resume()
-        say(f"continuing at epoch {trainer.progress.epoch + 1}, step {trainer.progress.position}")
-    while trainer.progress.epoch < trainer.epochs:
-        trainer.epoch()
-        trainer.finish_epoch()
+    with joined(device) as group:
+        run.mkdir(parents=True, exist_ok=True)
+        trainer = Trainer(config, data, run, group.device(device), say, group, stopper)
+        for note in data.notes:
+            trainer.say(note)
+        trainer.train()
+        if group.main:
+            references = {str(example.image): example.captions for example in data.val}
+            write_summary(run, trainer.config, references)
     return run / "best.safetensors"

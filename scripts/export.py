@@ -34,9 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"export.py: {error}", file=sys.stderr)
         return 2
     config = checkpoint.config
-    # The strings of a data config are where its files lay; its numbers say how they were read.
+    # Strings and sources of a data config say where its files lay, numbers how they were read.
     nowhere: dict[str, Any] = {
-        f.name: "" for f in fields(config.data) if isinstance(f.default, str)
+        f.name: f.default for f in fields(config.data) if isinstance(f.default, str | tuple)
     }
     checkpoint.config = replace(
         config,

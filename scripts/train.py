@@ -3,7 +3,11 @@
     python scripts/train.py configs/flickr8k.toml --run runs/first \\
         --set data.images=… --set data.captions=… --set data.split=… --set data.val_split=…
 
-A run that was cut off continues with the same command.
+On several devices, or on several machines that share the folder of the run:
+
+    torchrun --nproc-per-node 2 -- scripts/train.py configs/flickr8k.toml --run …
+
+A run that was cut off, or stopped by Ctrl-C or SIGTERM, continues with the same command.
 """
 
 from __future__ import annotations
@@ -30,17 +34,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     from captioner.config import ConfigError, load_config
     from captioner.model import choose_device
     from captioner.readers import DataError
-    from captioner.training import fit
+    from captioner.training import StoppedError, Stopper, TrainingError, fit
 
     try:
         config = load_config(args.config, args.set)
-        print(f"best checkpoint: {fit(config, args.run, choose_device(args.device))}")
+        with Stopper() as stopper:
+            best = fit(config, args.run, choose_device(args.device), stopper=stopper)
+        print(f"best checkpoint: {best}")
     except (CheckpointError, ConfigError, DataError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("train.py: stopped; the same command continues the run", file=sys.stderr)
-        return 130
+    except TrainingError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 1
+    except StoppedError:
+        print("train.py: stopped and saved; the same command continues the run", file=sys.stderr)
+        return 128 + stopper.signal
     return 0
 
 

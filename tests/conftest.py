@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -17,6 +20,9 @@ from captioner.checkpoint import Checkpoint, build_model
 from captioner.config import Config, DecoderConfig, EncoderConfig, ModelConfig, Preprocessing
 from captioner.tags import TagSet
 from captioner.vocabulary import EOS, Vocabulary
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
 
 WORDS = ["a", "dog", "runs", "on", "grass", "man", "'s", "hat", "red"]
 TAGS = ["dog", "run", "grass", "man", "red"]
@@ -85,6 +91,33 @@ def photographs(tmp_path: Path) -> Path:
     (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "notes.txt").write_text("not a photograph")
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Chrome]:
+    """Return a browser without a window; tests are skipped where there is none."""
+    driver = shutil.which("chromedriver")
+    if driver is None:
+        pytest.skip("there is no chromedriver (Debian's packages: chromium, chromium-driver)")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    chrome.set_window_size(1200, 900)
+    yield chrome
+    chrome.quit()
+
+
+@pytest.fixture
+def phone(browser: Chrome) -> Iterator[Chrome]:
+    """Return the browser with the screen of a phone."""
+    size = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    yield browser
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 @pytest.fixture(scope="session")

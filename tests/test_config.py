@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from captioner.checkpoint import build_model
 from captioner.config import (
     Config,
     ConfigError,
+    DataSource,
     SearchOptions,
     from_dict,
     load_config,
@@ -62,6 +64,44 @@ def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         load_config(path)
+
+
+def test_sources(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text("[[data.sources]]\nimages = 'a'\nweight = 2\n[[data.sources]]\nsplit = 'x'\n")
+    overrides = ["data.sources.1.images=b", "data.sources.0.captions=1", "data.val_images=c"]
+    data = load_config(path, overrides).data
+    assert data.sources == (DataSource("a", "1", weight=2.0), DataSource("b", split="x"))
+    assert data.val_images == "c"
+    assert from_dict(Config, json.loads(json.dumps(to_dict(Config(data=data))))).data == data
+    path.write_text("")
+    data = load_config(path, ["data.sources=[{images = 'a', weight = 0.5}]"]).data
+    assert data.sources == (DataSource("a", weight=0.5),)
+
+
+@pytest.mark.parametrize(
+    ("text", "override", "message"),
+    [
+        ("[[data.sources]]\nweigth = 2", "", "unknown key 'data.sources.0.weigth'; known here: im"),
+        ("[[data.sources]]\n[[data.sources]]\nweight = 0", "", r"data\.sources\.1\.weight is 0"),
+        ("[[data.sources]]\nweight = nan", "", r"data\.sources\.0\.weight is nan"),
+        ("[[data.sources]]\nsplit = 2", "", "'data.sources.0.split' is 2; it takes a value of"),
+        ("[data]\nsources = 'a'", "", "'data.sources' is 'a'; it takes a list"),
+        ("[data]\nsources = ['a']", "", "'data.sources.0' is a table of keys, not 'a'"),
+        ("[data]\nimages = 'a'\n[[data.sources]]", "", "data.sources and images are both set"),
+        ("[[data.sources]]", "data.split=a", "data.sources and split are both set; one source is"),
+        ("[[data.sources]]", "data.sources.1.images=a", "'data.sources.1.images': the list has 1"),
+        ("[[data.sources]]", "data.sources.first.images=a", "the list has 1 tables, from 0 on"),
+        ("[[data.sources]]", "data.sources.0=a", "'0' is a table; set one of its keys"),
+    ],
+)
+def test_mistakes_in_sources_are_named(
+    tmp_path: Path, text: str, override: str, message: str
+) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(path, [override] if override else [])
 
 
 def test_bad_overrides(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def _step(encoder: Encoder) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18"])
 def test_frozen_encoder_never_changes(name: str) -> None:
     encoder = Encoder(name, Preprocessing())
-    encoder.freeze(True)
+    encoder.freeze()
     encoder.train()
     before = _step(encoder)
     assert all(torch.equal(encoder.state_dict()[key], before[key]) for key in before)
@@ -89,14 +89,32 @@ def test_frozen_encoder_never_changes(name: str) -> None:
 
 def test_learning_encoder_keeps_its_statistics() -> None:
     encoder = Encoder("resnet18", Preprocessing())
-    encoder.freeze(True)
-    encoder.freeze(False)
+    encoder.freeze()
+    encoder.freeze(0)
     encoder.train()
     before = _step(encoder)
     after = encoder.state_dict()
     statistics = {key for key in before if "running" in key or "tracked" in key}
     assert all(torch.equal(after[key], before[key]) for key in statistics)
     assert not torch.equal(after["backbone.conv1.weight"], before["backbone.conv1.weight"])
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18"])
+def test_first_blocks_alone_can_be_frozen(name: str) -> None:
+    encoder = Encoder(name, Preprocessing())
+    encoder.freeze(5)
+    encoder.train()
+    before = _step(encoder)
+    first = {id(p) for block in encoder.blocks[:5] for p in block.parameters()}
+    changed = {
+        id(parameter)
+        for key, parameter in encoder.named_parameters()
+        if not torch.equal(parameter, before[key])
+    }
+    assert changed
+    assert not changed & first
+    with pytest.raises(ConfigError, match=r"frozen_blocks is 99; .* takes 0 to"):
+        encoder.freeze(99)
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "pth"])

@@ -15,11 +15,19 @@ PACKAGE = Path(__file__).parent.parent / "captioner"
 LEVELS = {
     7: {"cli", "__main__", "__init__"},
     6: {"folder", "report"},
-    5: {"inference", "training", "self_critical"},
-    4: {"generation", "evaluation", "checkpoint", "features"},
+    5: {
+        "inference",
+        "training",
+        "teacher_forcing",
+        "self_critical",
+        "transfer",
+        "snapshot",
+        "summary",
+    },
+    4: {"generation", "evaluation", "checkpoint", "features", "optimization", "runlog"},
     3: {"model"},
     2: {"decoder", "dataset"},
-    1: {"encoder", "attention", "search", "losses"},
+    1: {"encoder", "attention", "search", "losses", "distributed"},
     0: {
         "images",
         "vocabulary",
@@ -33,6 +41,10 @@ LEVELS = {
         "digests",
         "journal",
         "outputs",
+        "pages",
+        "schedules",
+        "sources",
+        "audit",
     },
 }
 LEVEL = {room: level for level, rooms in LEVELS.items() for room in rooms}

@@ -142,7 +142,17 @@ def test_augmentation_repeats_and_mirrors() -> None:
     image.paste("white", (0, 0, 32, 64))
     views = [augment(image, Random(seed)) for seed in range(40)]
     for (view, mirrored), seed in zip(views, range(40), strict=True):
-        assert np.asarray(view)[5, 0].mean() == (0 if mirrored else 255)
+        left, right = np.asarray(view)[:, 4].mean(), np.asarray(view)[:, -5].mean()
+        assert (left < right) == mirrored
         assert 51 <= min(view.size) <= max(view.size) <= 64
         assert augment(image, Random(seed))[0].tobytes() == view.tobytes()
     assert 8 < sum(mirrored for _, mirrored in views) < 32
+
+
+def test_augmentation_changes_the_light_but_not_the_hue() -> None:
+    image = Image.new("RGB", (64, 64), (200, 40, 40))
+    views = [np.asarray(augment(image, Random(seed))[0]).astype(int) for seed in range(40)]
+    means = np.stack([view.mean(axis=(0, 1)) for view in views])
+    assert means[:, 0].min() < 180 < 215 < means[:, 0].max()
+    assert np.abs(means[:, 1] - means[:, 2]).max() < 3.0
+    assert (means[:, 0] > means[:, 1] + 60).all()

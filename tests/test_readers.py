@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from captioner.outputs import csv_line, output_file
 from captioner.readers import DataError, Example, drop_junk, is_junk, load, pair_results, read
 
 COCO: dict[str, Any] = {
@@ -49,7 +50,10 @@ def test_flickr8k(tmp_path: Path) -> None:
     assert [e.image.name for e in read(captions, tmp_path)] == ["a.jpg", "b.jpg"]
     assert read(captions, tmp_path, str(split))[1].captions == ("A dog runs .", "The dog .")
     write(split, "c.jpg\n")
-    with pytest.raises(DataError, match=r"dev.txt: 'c.jpg' has no caption"):
+    with pytest.raises(DataError, match=r"dev.txt:1: 'c.jpg' has no caption"):
+        read(captions, tmp_path, str(split))
+    write(split, "\n")
+    with pytest.raises(DataError, match=r"no photograph of the split '.*dev.txt' has a caption"):
         read(captions, tmp_path, str(split))
 
 
@@ -75,6 +79,42 @@ def test_jsonl(tmp_path: Path) -> None:
     assert read(captions, tmp_path) == [Example(tmp_path / "a.jpg", ("a dog",), ("dog",), 1)]
 
 
+def test_csv(tmp_path: Path) -> None:
+    rows = (
+        "tags,image,note,caption\n"
+        '"dog, sports ball",a.jpg,,"a dog, running"\n'
+        "\n"
+        "man,b.jpg,x,a man\n"
+        'dog,a.jpg,,"the ""dog""\nruns"\n'
+    )
+    found = read(write(tmp_path / "data.csv", rows), tmp_path)
+    texts = ("a dog, running", 'the "dog"\nruns')
+    assert found == [
+        Example(tmp_path / "a.jpg", texts, ("dog", "sports ball"), 1),
+        Example(tmp_path / "b.jpg", ("a man",), ("man",), 2),
+    ]
+    found = read(write(tmp_path / "data.csv", "\ufeffimage,caption\r\na.jpg,a dog\r\n"), tmp_path)
+    assert found == [Example(tmp_path / "a.jpg", ("a dog",), None, 1)]
+
+
+def test_what_captioner_writes_as_csv_is_read_back(tmp_path: Path) -> None:
+    tags = [{"name": "dog", "score": 0.9}, {"name": "=sum", "score": 0.8}]
+    output = output_file(str(tmp_path / "out.csv"))
+    output.start([])
+    output.write({"image": "a, b.jpg", "caption": "a dog", "log_prob": -1.5, "tags": tags})
+    output.write({"image": "=c.jpg", "caption": "-a 'dog'", "log_prob": -2.5, "tags": tags[1:]})
+    output.write({"image": "d.jpg", "error": "an empty file"})
+    output.finish([], False)
+    assert read(tmp_path / "out.csv", tmp_path) == [
+        Example(tmp_path / "a, b.jpg", ("a dog",), ("dog", "=sum"), 1),
+        Example(tmp_path / "=c.jpg", ("-a 'dog'",), ("=sum",), 2),
+        Example(tmp_path / "d.jpg", (), (), 3),
+    ]
+    untagged = csv_line({"image": "a.jpg", "caption": "a dog", "log_prob": -1.5}).decode()
+    rows = write(tmp_path / "untagged.csv", f"image,caption,log_prob,tags,error\r\n{untagged}")
+    assert read(rows, tmp_path)[0].tags is None
+
+
 @pytest.mark.parametrize(
     "caption", ["A", "two dogs .", "broken image", "Sorry , no image found here", "dog's bowl"]
 )
@@ -96,7 +136,7 @@ def test_junk_is_dropped_and_counted() -> None:
 
 def test_missing_photographs_are_named(tmp_path: Path) -> None:
     captions = write(tmp_path / "captions.json", COCO)
-    with pytest.raises(DataError, match="none of its captioned photographs is in"):
+    with pytest.raises(DataError, match=r"none of its captioned .* the first would be .*a.jpg"):
         load(captions, tmp_path)
     (tmp_path / "b.jpg").touch()
     examples, left_out = load(captions, tmp_path)
@@ -119,6 +159,20 @@ def test_missing_photographs_are_named(tmp_path: Path) -> None:
         ("x.txt", "a.jpg A dog", "x.txt:1: expected NAME#N<TAB>caption"),
         ("x.jsonl", "{", "x.jsonl:1: not JSON"),
         ("x.jsonl", "[]", "x.jsonl:1: expected an object"),
+        ("x.jsonl", "[" * 200_000, "x.jsonl:1: not JSON"),
+        ("x.jsonl", {"image": "../a.jpg", "captions": ["x"]}, "x.jsonl:1: '../a.jpg' leaves"),
+        ("x.txt", "a/../../b.jpg#0\tA dog", "'a/../../b.jpg' leaves the image"),
+        ("x.txt", "#0\tA dog", "expected the name of a photograph, found ''"),
+        ("x.json", {"images": [{"sentences": []}]}, "x.json: is of Karpathy's form; say which"),
+        ("x.csv", "", r"x.csv:1: expected the columns image and caption, found \[\]"),
+        ("x.csv", "image;caption\n", r"image and caption, found \['image;caption'\]"),
+        ("x.csv", "image,caption,caption\n", "expected the columns image and caption, found"),
+        ("x.csv", "image,caption\na.jpg,x\na.jpg,a dog, running\n", "x.csv:3: 3 cells where the"),
+        ("x.csv", "image,caption\na.jpg\n", "x.csv:2: 1 cells where the head has 2"),
+        ("x.csv", 'image,caption\na.jpg,"x\ny"\nb.jpg,"a dog\n', "x.csv:4: not CSV"),
+        ("x.csv", "image,caption\n../a.jpg,a dog\n", "x.csv:2: '../a.jpg' leaves the image"),
+        ("x.csv", "image,caption\n,a dog\n", "x.csv:2: expected the name of a photograph"),
+        ("x.csv", "image,caption\na.jpg,\n", "x.csv: no photograph has a caption"),
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, name: str, content: object, message: str) -> None:
@@ -136,6 +190,43 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
         read(lines, tmp_path, instances=instances)
     with pytest.raises(DataError, match="JSONL has no splits"):
         read(lines, tmp_path, "train")
+    with pytest.raises(DataError, match="CSV has no splits"):
+        read(tmp_path / "c.csv", tmp_path, "train")
+
+
+def test_instances_are_of_the_same_photographs(tmp_path: Path) -> None:
+    captions = write(tmp_path / "c.json", COCO)
+    instances = write(tmp_path / "i.json", {**INSTANCES, "images": [{"id": 8}]})
+    with pytest.raises(DataError, match=r"i.json: annotations\[0\]: no image has the id 7"):
+        read(captions, tmp_path, instances=instances)
+    strange = [{"image_id": 9, "category_id": 1}]
+    write(instances, {**INSTANCES, "images": [{"id": 9}], "annotations": strange})
+    with pytest.raises(DataError, match=r"i.json: no annotation is of an image of .*c.json"):
+        read(captions, tmp_path, instances=instances)
+
+
+@pytest.mark.parametrize("place", [("", "../a.jpg"), ("../x", "a.jpg"), ("x/../..", "a.jpg")])
+def test_names_that_leave_the_folder_in_karpathys_form(
+    place: tuple[str, str], tmp_path: Path
+) -> None:
+    entry = dict(zip(("filepath", "filename"), place, strict=True), split="train", sentences=[])
+    captions = write(tmp_path / "dataset.json", {"images": [entry]})
+    with pytest.raises(DataError, match=r"images\[0\]: .* leaves the image folder"):
+        read(captions, tmp_path, "train")
+
+
+def test_a_cut_off_file_is_named_whatever_its_form(tmp_path: Path) -> None:
+    forms: list[tuple[str, str, str]] = [
+        ("c.json", json.dumps(COCO), ""),
+        ("k.json", json.dumps({"images": [
+            {"filename": "a", "split": "train", "sentences": [{"raw": "x"}]}]}), "train"),
+        ("l.jsonl", json.dumps({"image": "a.jpg", "captions": ["a dog runs"]}), ""),
+        ("r.csv", 'image,caption\na.jpg,"a dog"', ""),
+    ]  # fmt: skip
+    for name, content, split in forms:
+        read(write(tmp_path / name, content), tmp_path, split)
+        with pytest.raises(DataError, match=name):
+            read(write(tmp_path / name, content[:-1]), tmp_path, split)
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import os
 import shutil
 import time
 from base64 import b64encode
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -37,22 +36,6 @@ HOSTILE = [
     "caf\udce9.png",
 ]
 CAPTION = "a man's dog runs"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Return a browser without a window; tests are skipped where there is none."""
-    driver = shutil.which("chromedriver")
-    if driver is None:
-        pytest.skip("there is no chromedriver (Debian's packages: chromium, chromium-driver)")
-    options = webdriver.ChromeOptions()
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    chrome.set_window_size(1200, 900)
-    yield chrome
-    chrome.quit()
 
 
 def record(image: Path | str, log_prob: float = -5.0, **more: Any) -> dict[str, Any]:
@@ -214,19 +197,13 @@ def test_alternatives_open_with_the_keyboard(shown: Browser) -> None:
     assert shown_texts == ["a hat -9"] or shown_texts == ["a hat -9.0"]
 
 
-def test_on_a_phone(browser: Browser, page: Path) -> None:
-    phone = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
-    try:
-        browser.get(page.as_uri())
-        wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
-        assert browser.execute_script(wide) == 0
-        for element in browser.find_elements(By.CSS_SELECTOR, "input, select, article"):
-            assert element.rect["x"] + element.rect["width"] <= 360
-        browser.find_element(By.CSS_SELECTOR, ".word").click()
-        assert overlay(browser) is not None
-    finally:
-        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+def test_on_a_phone(phone: Browser, page: Path) -> None:
+    phone.get(page.as_uri())
+    assert phone.execute_script("return document.documentElement.scrollWidth") == 360
+    for element in phone.find_elements(By.CSS_SELECTOR, "input, select, article"):
+        assert element.rect["x"] + element.rect["width"] <= 360
+    phone.find_element(By.CSS_SELECTOR, ".word").click()
+    assert overlay(phone) is not None
 
 
 def test_it_is_quick_with_5000_photographs(browser: Browser, tmp_path: Path) -> None:

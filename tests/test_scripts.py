@@ -151,6 +151,32 @@ def test_benchmark_measures_the_search(tmp_path: Path) -> None:
     assert figures["smallest gap"]["between kept and cut"] > 0.0
 
 
+def test_data_is_checked_before_training(tmp_path: Path) -> None:
+    config, report = str(ROOT / "configs" / "shapes.toml"), tmp_path / "found.json"
+    run("draw_shapes", str(tmp_path / "shapes"), "--count", "20")  # more, and two would be alike
+    places = {
+        "images": "images", "captions": "train.json", "instances": "instances.json",
+        "val_captions": "val.json",
+    }  # fmt: skip
+    settings = [
+        argument for key, name in places.items()
+        for argument in ("--set", f"data.{key}={tmp_path / 'shapes' / name}")
+    ]  # fmt: skip
+    said = run("check_data", config, *settings)
+    assert "train: 18 photographs, 36 captions\n" in said
+    assert "(150,528 bytes each), 0.00226 GB of features (125,440 bytes each)" in said
+    assert "problems found: 0\n" in said
+    (tmp_path / "shapes" / "images" / "000000.jpg").unlink()
+    said = run("check_data", config, *settings, "--json", str(report), status=1)
+    assert "problems found: 1\n" in said
+    found = json.loads(report.read_text())
+    assert found["train"]["missing"] == [str(tmp_path / "shapes" / "images" / "000000.jpg")]
+    (tmp_path / "shapes" / "train.json").write_text('{"images": [')
+    said = run("check_data", config, *settings, status=2)
+    assert said.startswith("check_data.py: ")
+    assert "train.json: cannot be read as JSON" in said
+
+
 def test_mistakes_end_with_one_line(shapes: Path, tmp_path: Path) -> None:
     said = train(shapes, tmp_path / "run", "optimizer.rate=1", status=2)
     assert said.startswith("train.py: unknown key 'optimizer.rate'; known here: lr")

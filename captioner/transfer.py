@@ -1,0 +1,133 @@
+"""What a run begins with: a backbone's weights, or a whole captioner and room for new words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captioner import __version__
+from captioner.checkpoint import Checkpoint, build_model, default_path, load_checkpoint
+from captioner.config import Config, ConfigError, EncoderConfig, from_dict, to_dict
+from captioner.encoder import Encoder, load_backbone_weights
+from captioner.readers import Example
+from captioner.tags import TagSet
+from captioner.tokenizer import tokenize
+from captioner.vocabulary import SPECIAL, Vocabulary
+
+__all__ = ["begin", "extend_tags", "extend_vocabulary", "grow", "inherit"]
+
+
+def begin(config: Config, examples: Sequence[Example]) -> Checkpoint:
+    """Return what a run on the examples begins with: a model at its first weights, words, tags.
+
+    Its config is the run's, with the sizes of the checkpoint ``model.init`` where it names one.
+    Raises ``ConfigError`` and ``CheckpointError``.
+    """
+    captions = (tokenize(c) for e in examples for c in e.captions)
+    words = Vocabulary.build(captions, config.data.vocabulary_size, config.data.min_count)
+    tags = TagSet.build(examples, config.data.tag_size, config.data.tag_min_count)
+    if config.model.init:
+        init = config.model.init
+        source = load_checkpoint(default_path() if init == "default" else Path(init))
+        begun = grow(source, inherit(config, source.config), words, tags)
+    else:
+        model = build_model(config, words, tags)
+        _load_encoder(model.encoder, config.encoder)
+        begun = Checkpoint(model, config, words, tags)
+    begun.provenance = {
+        "photographs": len(examples),
+        "captions": sum(len(example.captions) for example in examples),
+        "begun from": Path(config.model.init or config.encoder.weights).name,
+        "versions": f"captioner {__version__}, torch {torch.__version__}",
+    }
+    return begun
+
+
+def _load_encoder(encoder: Encoder, config: EncoderConfig) -> None:
+    if config.weights != "default":
+        load_backbone_weights(encoder, config)
+        return
+    default = load_checkpoint(default_path()).model.encoder
+    if default.name != config.name:
+        raise ConfigError(f"encoder.weights is 'default', which is a {default.name}")
+    encoder.load_state_dict(default.state_dict())
+
+
+def inherit(config: Config, source: Config) -> Config:
+    """Return a run's config with the sizes of the checkpoint that it starts from.
+
+    What the run's config leaves at its default is the checkpoint's; ``ConfigError`` for what it
+    sets to something else, except dropout.
+    """
+    ours, theirs, default = _sizes(config), _sizes(source), _sizes(Config())
+    changes = {
+        key: ours[key] if key.endswith("dropout") and ours[key] != default[key] else theirs[key]
+        for key in theirs
+    }
+    for key, value in changes.items():
+        if ours[key] not in (value, default[key]):
+            raise ConfigError(
+                f"{key} is {ours[key]!r}, but {value!r} in model.init; leave it out of the config"
+            )
+    values = to_dict(config)
+    for key, value in changes.items():
+        *sections, name = key.split(".")
+        reduce(dict.__getitem__, sections, values)[name] = value
+    return from_dict(Config, values)
+
+
+def _sizes(config: Config) -> dict[str, Any]:
+    """Return what must agree between a checkpoint and a run that starts from it, by its key."""
+    model = to_dict(config.model)
+    del model["init"]
+    decoders = {f"model.{d}.{k}": v for d in ("caption", "tags") for k, v in model.pop(d).items()}
+    pixels = {f"preprocessing.{k}": v for k, v in to_dict(config.preprocessing).items()}
+    grid = {f"model.{key}": value for key, value in model.items()}
+    return {"encoder.name": config.encoder.name} | pixels | grid | decoders
+
+
+def extend_vocabulary(old: Vocabulary, new: Vocabulary) -> Vocabulary:
+    """Return the old words under their ids, then those of the new ones that are not among them."""
+    return Vocabulary([*old.words[len(SPECIAL) :], *_added(old, new)])
+
+
+def _added(old: Vocabulary, new: Vocabulary) -> list[str]:
+    return [word for word in new.words[len(SPECIAL) :] if word not in old]
+
+
+def extend_tags(old: TagSet, new: TagSet) -> TagSet:
+    """Return the old tags, then the new; frequencies are the new data's where it has the tag."""
+    names = extend_vocabulary(old.vocabulary, new.vocabulary).words[len(SPECIAL) :]
+    shares = {
+        **dict(zip(old.vocabulary.words[len(SPECIAL) :], old.frequencies, strict=True)),
+        **dict(zip(new.vocabulary.words[len(SPECIAL) :], new.frequencies, strict=True)),
+    }
+    return TagSet(names, [shares[name] for name in names])
+
+
+def grow(source: Checkpoint, config: Config, words: Vocabulary, tags: TagSet) -> Checkpoint:
+    """Return a checkpoint with the source's weights, words and tags, and those that it has not.
+
+    A new word begins as the mean of the old ones, so that what the model says does not change
+    before it learns: Hewitt, "Initializing New Word Embeddings for Pretrained Language Models"
+    (2021).
+    """
+    words, tags = extend_vocabulary(source.vocabulary, words), extend_tags(source.tags, tags)
+    model = build_model(config, words, tags)
+    grown = dict(source.model.state_dict())
+    for decoder in ("caption_decoder", "tag_decoder"):
+        for rows in ("embedding.weight", "output.weight", "output.bias"):
+            name = f"{decoder}.{rows}"
+            grown[name] = _with_rows(grown[name], len(model.get_parameter(name)))
+    model.load_state_dict(grown)
+    return Checkpoint(model, config, words, tags)
+
+
+def _with_rows(rows: Tensor, count: int) -> Tensor:
+    mean = rows[len(SPECIAL) :].mean(dim=0, keepdim=True)
+    return torch.cat([rows, mean.expand(count - len(rows), *rows.shape[1:])])
