@@ -326,7 +326,8 @@ class OptimizerConfig(_Ranged):
 class TrainingConfig(_Ranged):
     """Epochs and batches; the encoder stays frozen for the first ``frozen_epochs``.
 
-    While it is frozen its features are computed once and kept. ``batch_size`` counts the
+    While it is frozen its features are computed once and kept, in the folder ``features``, which
+    several runs may share, or in the run folder if that is empty. ``batch_size`` counts the
     photographs of a step, each with all its captions, over all processes; ``accumulation`` is in
     how many parts, one after the other, each process reads its share. ``augment`` shows each
     photograph in another view and light every epoch (:func:`captioner.images.augment`) once the
@@ -356,6 +357,7 @@ class TrainingConfig(_Ranged):
     augment: bool = True
     ema: float = _ranged(0.0, 0.0, 0.99999)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    features: str = ""
     seed: int = 0
     save_every: int = _ranged(100, 1, 10_000_000)
     validate_every: int = _ranged(0, 0, 10_000_000)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import FileIO
 from itertools import pairwise
@@ -20,6 +20,7 @@ __all__ = [
     "append",
     "as_json",
     "check_replaceable",
+    "locked",
     "replacing",
 ]
 
@@ -210,6 +211,22 @@ def replacing(path: str) -> Iterator[IO[bytes]]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold a lock that one process at a time can have; it ends with its process, however that ends.
+
+    ``waiting`` is called if another one has it. The empty file of the lock stays. Raises
+    ``OSError``.
+    """
+    with open(path, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def check_replaceable(path: str) -> None:

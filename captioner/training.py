@@ -481,9 +481,15 @@ class Trainer:
 
     def _features(self, examples: list[Example]) -> Features:
         paths = [str(example.image) for example in examples]
-        folder = self.run / "features"
+        settings = self.config.training
+        # What an encoder says that learnt in this run is of no use to others.
+        learnt = self.stage.name != "frozen" and settings.frozen_epochs < settings.epochs
+        shared = settings.features != "" and not learnt
+        folder = Path(settings.features) if shared else self.run / "features"
         with self.group.first_on_each_machine():
-            return encode_features(self.model.encoder, paths, folder, self.precision, self.workers)
+            return encode_features(
+                self.model.encoder, paths, folder, self.precision, self.workers, self.say, shared
+            )
 
     def _name(self, unreadable: Mapping[str, str]) -> None:
         for path, why in unreadable.items():

@@ -38,6 +38,7 @@ LEVELS = {
         "treebank",
         "config",
         "decoding",
+        "digests",
         "journal",
         "outputs",
         "pages",

@@ -227,18 +227,18 @@ def test_broken_photograph_is_named_and_skipped(drawn: Config, tmp_path: Path) -
     assert [entry["epoch"] for entry in evaluations(tmp_path / "run")] == [1, 2]
 
 
-def test_features_are_kept_until_a_photograph_changes(drawn: Config, tmp_path: Path) -> None:
-    trainer = Trainer(drawn, read_data(drawn), tmp_path / "run", CPU, quiet)
-    first = trainer._features(trainer.data.train)
-    assert first.rows.shape == (8, 4, 512)
-    files = sorted((tmp_path / "run/features").iterdir())
-    trainer._features(trainer.data.train)
-    assert sorted((tmp_path / "run/features").iterdir()) == files
-    draw_picture(tmp_path / "red.png", "pink", (80, 80))
-    again = trainer._features(trainer.data.train)
-    place = COLOURS.index("red")
-    assert (again.rows[place] != first.rows[place]).any()
-    assert (again.rows[place + 1] == first.rows[place + 1]).all()
+def test_features_are_shared_until_the_encoder_learns(drawn: Config, tmp_path: Path) -> None:
+    settings = replace(drawn.training, features=str(tmp_path / "shared"))
+    stage = SelfCriticalConfig(epochs=1, samples=2)
+    config = replace(drawn, training=settings, self_critical=stage)
+    said: dict[str, list[str]] = {"first": [], "second": []}
+    for run, lines in said.items():
+        fit(config, tmp_path / run, CPU, lines.append)
+    written = [[line for line in lines if "GB to write" in line] for lines in said.values()]
+    assert [len(lines) for lines in written] == [2, 1]
+    assert str(tmp_path / "shared") in written[0][0]
+    assert str(tmp_path / "second/features") in written[1][0]
+    assert len(list(tmp_path.glob("shared/*/*/rows.float16"))) == 1
 
 
 def test_batches_are_a_function_of_the_epoch(drawn: Config, tmp_path: Path) -> None:

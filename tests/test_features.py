@@ -1,0 +1,431 @@
+"""The feature cache: never stale, never cut off, and nothing is computed twice."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from io import FileIO
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import PIL
+import pytest
+import torch
+
+from captioner import features
+from captioner.config import Preprocessing
+from captioner.dataset import Features, PixelBatch, pixel_batches
+from captioner.encoder import Encoder
+from captioner.features import encode_features
+from captioner.journal import append
+from conftest import draw_picture
+
+COLOURS = ["red", "green", "blue", "yellow", "black", "white", "orange"]
+PREPROCESSING = Preprocessing(size=64)
+
+
+def make_encoder(preprocessing: Preprocessing = PREPROCESSING) -> Encoder:
+    torch.manual_seed(0)
+    return Encoder("squeezenet1_1", preprocessing)
+
+
+def draw(folder: Path) -> list[str]:
+    folder.mkdir()
+    # All of them have the same size, as bitmaps do.
+    return [str(draw_picture(folder / f"{colour}.bmp", colour)) for colour in COLOURS]
+
+
+class Cache:
+    """A folder of features, and what happened there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.encoder = make_encoder()
+        self.precision = torch.float32
+        self.said: list[str] = []
+        self.encoded: list[str] = []
+        self.dies_after = 99
+
+    def __call__(self, paths: Sequence[str], workers: int = 0, shared: bool = False) -> Features:
+        return encode_features(
+            self.encoder, paths, self.folder, self.precision, workers, self.said.append, shared
+        )
+
+    def pixel_batches(
+        self, paths: Sequence[str], preprocessing: Preprocessing, size: int, workers: int
+    ) -> Iterator[PixelBatch]:
+        for number, batch in enumerate(pixel_batches(paths, preprocessing, size, workers)):
+            if number == self.dies_after:
+                raise KilledError
+            start = number * size
+            self.encoded += [Path(path).stem for path in paths[start : start + size]]
+            yield batch
+
+    def one(self, name: str) -> Path:
+        (path,) = self.folder.glob(f"*/*/{name}")
+        return path
+
+
+class KilledError(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cache:
+    cache = Cache(tmp_path / "features")
+    monkeypatch.setattr(features, "pixel_batches", cache.pixel_batches)
+    monkeypatch.setattr(features, "_CHUNK", 2)
+    monkeypatch.setattr(features, "_SYNC_SECONDS", -1.0)
+    return cache
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[str]:
+    return draw(tmp_path / "photographs")
+
+
+@torch.inference_mode()
+def expected(paths: Sequence[str], encoder: Encoder) -> np.ndarray:
+    """Return what the encoder says of each photograph alone."""
+    batches = pixel_batches(paths, encoder.preprocessing, 1, 0)
+    rows: np.ndarray = torch.cat([encoder.eval()(batch.pixels) for batch in batches]).numpy()
+    return rows
+
+
+def same(one: Features, other: Features) -> bool:
+    return np.array_equal(one.rows, other.rows) and one.unreadable == other.unreadable
+
+
+def test_rows_are_the_encoder_s_and_mapped(cache: Cache, paths: list[str]) -> None:
+    made = cache(paths)
+    assert isinstance(made.rows, np.memmap)
+    assert not made.rows.flags.writeable
+    assert (made.rows.dtype, made.rows.shape) == (np.float16, (7, 9, 512))
+    assert np.allclose(made.rows, expected(paths, cache.encoder), rtol=1e-3, atol=1e-3)
+    assert made.unreadable == {}
+
+
+def test_workers_change_nothing(cache: Cache, paths: list[str], tmp_path: Path) -> None:
+    alone = cache(paths)
+    cache.folder = tmp_path / "other"
+    assert same(alone, cache(paths, workers=2))
+
+
+def test_nothing_is_encoded_twice(cache: Cache, paths: list[str], tmp_path: Path) -> None:
+    first = cache(paths)
+    assert cache.encoded == COLOURS
+    assert same(cache(paths), first)
+    copies = [shutil.copy(path, str(tmp_path / f"{place}")) for place, path in enumerate(paths)]
+    assert same(cache(copies), first)
+    for path in paths:
+        os.utime(path, (1, 1))
+    assert same(cache(paths), first)
+    assert cache.encoded == COLOURS
+
+
+def test_a_changed_photograph_is_encoded(cache: Cache, paths: list[str]) -> None:
+    first = cache(paths)
+    before = os.stat(paths[0])
+    draw_picture(Path(paths[0]), "pink")
+    os.utime(paths[0], ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert os.stat(paths[0]).st_size == before.st_size
+    again = cache(paths)
+    assert not np.array_equal(again.rows[0], first.rows[0])
+    assert np.array_equal(again.rows[1:], first.rows[1:])
+    assert np.allclose(again.rows, expected(paths, cache.encoder), rtol=1e-3, atol=1e-3)
+
+
+def test_another_order_has_rows_of_its_own(cache: Cache, paths: list[str]) -> None:
+    first = cache(paths)
+    assert np.allclose(cache(paths[::-1]).rows[::-1], first.rows, rtol=1e-2, atol=1e-3)
+
+
+Change = Callable[[Cache, pytest.MonkeyPatch], None]
+
+
+def change_a_weight(cache: Cache, _: pytest.MonkeyPatch) -> None:
+    parameter = list(cache.encoder.parameters())[-1]
+    with torch.no_grad():
+        parameter[0] = torch.nextafter(parameter[0], torch.tensor(9.0))
+
+
+def change_the_fit(cache: Cache, _: pytest.MonkeyPatch) -> None:
+    cache.encoder = make_encoder(replace(PREPROCESSING, fit="crop"))
+
+
+def change_the_mean(cache: Cache, _: pytest.MonkeyPatch) -> None:
+    cache.encoder = make_encoder(replace(PREPROCESSING, mean=(0.485, 0.456, 0.407)))
+
+
+def change_the_precision(cache: Cache, _: pytest.MonkeyPatch) -> None:
+    cache.precision = torch.bfloat16
+
+
+def change_pillow(_: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PIL, "__version__", "99.0")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [change_a_weight, change_the_fit, change_the_mean, change_the_precision, change_pillow],
+)
+def test_another_setting_is_never_served_the_same(
+    cache: Cache, paths: list[str], monkeypatch: pytest.MonkeyPatch, change: Change
+) -> None:
+    cache(paths, shared=True)
+    change(cache, monkeypatch)
+    cache(paths, shared=True)
+    assert cache.encoded == COLOURS * 2
+    assert len(list(cache.folder.glob("*/*/rows.float16"))) == 2
+
+
+def test_a_run_s_own_folder_keeps_one_encoder(
+    cache: Cache, paths: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = cache(paths)
+    rows = before.rows.copy()
+    cache(paths[:3])
+    assert len(list(cache.folder.glob("*/*/rows.float16"))) == 2
+    change_a_weight(cache, monkeypatch)
+    cache(paths)
+    cache.one("rows.float16")
+    assert np.array_equal(before.rows, rows)  # it is still mapped
+
+
+def test_unreadable_photographs_stay_named(cache: Cache, paths: list[str]) -> None:
+    Path(paths[0]).write_bytes(b"no picture")
+    Path(paths[1]).unlink()
+    Path(paths[4]).write_bytes(b"")
+    for _ in range(2):
+        made = cache(paths)
+        assert made.unreadable == {
+            0: "not a picture that Pillow can read",
+            1: "no such file",
+            4: "an empty file (0 bytes)",
+        }
+        assert made.rows[[2, 3, 5, 6]].any(axis=(1, 2)).all()
+        assert not made.rows[[0, 1, 4]].any()
+    assert cache.encoded == COLOURS
+    draw_picture(Path(paths[1]), "green")
+    assert sorted(cache(paths).unreadable) == [0, 4]
+
+
+def test_no_photograph_at_all(cache: Cache) -> None:
+    assert cache([]).rows.shape == (0, 0, 512)
+    assert not cache.folder.exists()
+
+
+@pytest.mark.parametrize("chunks", [0, 1, 3])
+def test_a_pass_that_was_cut_off_goes_on(
+    cache: Cache, paths: list[str], tmp_path: Path, chunks: int
+) -> None:
+    for path in (paths[1], paths[6]):
+        Path(path).write_bytes(b"no picture")
+    cache.dies_after = chunks
+    with pytest.raises(KilledError):
+        cache(paths)
+    assert list(cache.folder.glob("*/*/rows.float16")) == []
+    cache.dies_after = 99
+    cut = cache(paths)
+    assert sorted(cut.unreadable) == [1, 6]
+    assert cache.encoded == COLOURS  # none of them twice
+    assert (f"{2 * chunks} of them there already" in cache.said[-1]) == (chunks > 0)
+    cache.folder = tmp_path / "undisturbed"
+    assert same(cut, cache(paths))
+
+
+DAMAGES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
+    "rows cut": ("rows.part", lambda content: content[: len(content) // 2]),
+    "rows gone": ("rows.part", lambda _: b""),
+    "rows longer": ("rows.part", lambda content: content + b"more"),
+    "a bit of the rows": ("rows.part", lambda content: content[:-9] + b"\xff" + content[-8:]),
+    "zeros": ("rows.part", lambda content: bytes(len(content))),
+    "log cut": ("log.jsonl", lambda content: content[:-20]),
+    "log gone": ("log.jsonl", lambda _: b""),
+    "log is binary": ("log.jsonl", lambda _: b"\xff\x00\n[]\n"),
+    "another shape": ("log.jsonl", lambda content: content.replace(b"512", b"256")),
+    "another reason": ("log.jsonl", lambda content: content.replace(b"not a", b"not b")),
+    "another place": ("log.jsonl", lambda content: content.replace(b'"1"', b'"0"')),
+    "lines that are none": ("log.jsonl", lambda content: content + b"3\n{}\n"),
+}
+
+
+@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_damaged_is_made_anew(
+    cache: Cache, paths: list[str], tmp_path: Path, damage: str, finished: bool
+) -> None:
+    Path(paths[1]).write_bytes(b"no picture")
+    cache.dies_after = 99 if finished else 3
+    with suppress(KilledError):
+        cache(paths)
+    cache.dies_after = 99
+    name, change = DAMAGES[damage]
+    path = cache.one("rows.float16" if finished and name == "rows.part" else name)
+    damaged = change(path.read_bytes())
+    assert damaged != path.read_bytes()
+    path.write_bytes(damaged)
+    with cache.one("rows.*").open("rb") as held:
+        before = held.read()
+        again = cache(paths)
+        held.seek(0)
+        assert not finished or held.read() == before  # another process may have it mapped
+    noticed = finished and damage != "lines that are none"  # the log is whole before them
+    assert sum(" is damaged; " in line for line in cache.said) == noticed
+    cache.folder = tmp_path / "undisturbed"
+    assert same(again, cache(paths))
+
+
+def test_the_log_is_only_ever_behind(
+    cache: Cache, paths: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[tuple[str, ...]] = []
+    fsync = os.fsync
+
+    def noting_fsync(descriptor: int) -> None:
+        inode = os.fstat(descriptor).st_ino
+        names = [path.name for path in cache.folder.rglob("*") if path.stat().st_ino == inode]
+        events.append(("fsync", *names))
+        fsync(descriptor)
+
+    def noting_append(file: FileIO, content: bytes) -> int:
+        events.append(("append", Path(str(file.name)).name))
+        return append(file, content)
+
+    monkeypatch.setattr(os, "fsync", noting_fsync)
+    monkeypatch.setattr(features, "append", noting_append)
+    cache(paths)
+    of_one = ["append rows.part", "fsync rows.part", "append log.jsonl", "fsync log.jsonl"]
+    said = [" ".join(event) for event in events]
+    first = said.index("append rows.part")
+    assert said[first : first + 8] == of_one * 2
+    assert said[-1] == f"fsync {cache.one('log.jsonl').parent.name}"
+
+
+def test_a_photograph_that_changes_meanwhile_is_not_kept(
+    cache: Cache, paths: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change(*arguments: object) -> Iterator[PixelBatch]:
+        for number, batch in enumerate(cache.pixel_batches(*arguments)):  # type: ignore[arg-type]
+            if number == 1:
+                draw_picture(Path(paths[2]), "pink")
+            yield batch
+
+    with monkeypatch.context() as patched:
+        patched.setattr(features, "pixel_batches", change)
+        with pytest.raises(OSError, match=r"blue.bmp changed while its features were computed"):
+            cache(paths)
+    assert len(cache.one("log.jsonl").read_text().splitlines()) == 2  # the header, red and green
+    made = cache(paths)
+    assert np.allclose(made.rows, expected(paths, cache.encoder), rtol=1e-3, atol=1e-3)
+
+
+class Usage(NamedTuple):
+    free: int
+
+
+def test_a_full_disk_is_refused_before_the_start(
+    cache: Cache, paths: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = 7 * 9 * 512 * 2
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(needed - 1))
+    with pytest.raises(OSError, match=r"need 64,512 bytes, and 64,511 are free; .*another disk"):
+        cache(paths)
+    assert cache.encoded == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(needed))
+    cache(paths)
+    assert cache.encoded == COLOURS
+
+
+def test_a_disk_that_fills_up_names_the_file_and_goes_on_later(
+    cache: Cache, paths: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def filling(file: FileIO, content: bytes) -> int:
+        if str(file.name).endswith("rows.part") and len(cache.encoded) == 6:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file.name))
+        return append(file, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(features, "append", filling)
+        with pytest.raises(OSError, match=r"No space left on device: .*rows.part"):
+            cache(paths)
+    cache.encoded.clear()
+    cache(paths)
+    assert cache.encoded == COLOURS[4:]
+
+
+def test_the_size_is_said_before_it_is_written(cache: Cache, paths: list[str]) -> None:
+    cache.dies_after = 0
+    with pytest.raises(KilledError):
+        cache(paths)
+    folder = cache.one("log.jsonl").parent
+    assert cache.said == [f"features of 7 photographs: 0.00 GB to write in {folder}"]
+
+
+RUN = """
+import hashlib, os, signal, sys
+from pathlib import Path
+import torch
+from captioner import features
+from captioner.config import Preprocessing
+from captioner.dataset import pixel_batches
+from captioner.encoder import Encoder
+
+dies_after, folder, *paths = sys.argv[1:]
+
+def counted(*arguments):
+    for number, batch in enumerate(pixel_batches(*arguments)):
+        if number == int(dies_after):
+            os.kill(os.getpid(), signal.SIGKILL)
+        print("encoded", flush=True)
+        yield batch
+
+torch.manual_seed(0)
+encoder = Encoder("squeezenet1_1", Preprocessing(size=64))
+features.pixel_batches, features._CHUNK, features._SYNC_SECONDS = counted, 2, -1.0
+made = features.encode_features(encoder, paths, Path(folder), torch.float32, 0, lambda line: None)
+print(hashlib.sha256(made.rows.tobytes()).hexdigest())
+"""
+
+
+def start(folder: Path, paths: list[str], dies_after: int = 99) -> subprocess.Popen[str]:
+    arguments = [sys.executable, "-c", RUN, str(dies_after), str(folder), *paths]
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+
+
+def test_killed_and_by_two_processes_at_once(
+    cache: Cache, paths: list[str], tmp_path: Path
+) -> None:
+    killed = start(tmp_path / "shared", paths, dies_after=1)
+    assert killed.communicate()[0].split() == ["encoded"]
+    assert killed.returncode == -signal.SIGKILL
+    both = [start(tmp_path / "shared", paths) for _ in range(2)]
+    outputs = [process.communicate()[0].split() for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sorted(len(output) for output in outputs) == [1, 4]  # three chunks, by one of them
+    undisturbed = hashlib.sha256(cache(paths).rows.tobytes()).hexdigest()
+    assert {output[-1] for output in outputs} == {undisturbed}
+
+
+def test_who_waits_is_told(cache: Cache, paths: list[str]) -> None:
+    first = cache(paths)
+    with ThreadPoolExecutor(1) as pool:
+        with features._Matrix(cache.one("lock").parent).locked(cache.said.append):
+            other = pool.submit(cache, paths)
+            while len(cache.said) < 2 and not other.done():
+                time.sleep(0.01)
+        assert same(other.result(), first)
+    assert cache.said[1:] == [
+        f"another process has the features in {cache.one('lock').parent}; waiting for it"
+    ]
