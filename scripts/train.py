@@ -16,40 +16,31 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from captioner.stopper import StoppedError, Stopper
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", type=Path, help="a TOML file of what differs from the defaults")
-    parser.add_argument("--run", type=Path, required=True, help="the folder the run lives in")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="a key, as section.key"
-    )
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
-    args = parser.parse_args(argv)
-
-    from captioner.checkpoint import CheckpointError
-    from captioner.config import ConfigError, load_config
-    from captioner.model import choose_device
-    from captioner.readers import DataError
-    from captioner.training import StoppedError, Stopper, TrainingError, fit
-
-    try:
-        config = load_config(args.config, args.set)
-        with Stopper() as stopper:
+    with Stopper() as stopper:
+        try:
+            with stopper.idle():
+                from captioner.checkpoint import CheckpointError
+                from captioner.config import ConfigError, load_config
+                from captioner.model import choose_device
+                from captioner.readers import DataError
+                from captioner.training import TrainingError, fit
+            config = load_config(args.config, args.set)
             best = fit(config, args.run, choose_device(args.device), stopper=stopper)
-        print(f"best checkpoint: {best}")
-    except (CheckpointError, ConfigError, DataError, OSError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return 2
-    except TrainingError as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return 1
-    except StoppedError:
-        print("train.py: stopped and saved; the same command continues the run", file=sys.stderr)
-        return 128 + stopper.signal
+        except StoppedError:
+            print("train.py: stopped; the same command continues the run", file=sys.stderr)
+            return 128 + stopper.signal
+        except (CheckpointError, ConfigError, DataError, OSError) as error:
+            print(f"train.py: {error}", file=sys.stderr)
+            return 2
+        except TrainingError as error:
+            print(f"train.py: {error}", file=sys.stderr)
+            return 1
+    print(f"best checkpoint: {best}")
     return 0
 
 
