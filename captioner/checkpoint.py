@@ -93,7 +93,7 @@ def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, st
 
 
 def _sort_metadata(path: Path) -> None:
-    """Put a file's metadata, which safetensors writes in an order of chance, in that of its keys."""
+    """Put metadata, which safetensors writes in an order of chance, in that of its keys."""
     with path.open("r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))

@@ -181,7 +181,7 @@ def pixel_batches(
 
 
 def _outlast(_: int) -> None:
-    """Leave Ctrl-C and SIGTERM, which may reach all of a run's processes, to the one that is served.
+    """Leave Ctrl-C and SIGTERM, which may reach all processes, to the one that is served.
 
     A second SIGTERM is its own, for a worker that hangs.
     """

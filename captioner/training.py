@@ -169,7 +169,8 @@ class Trainer:
         continued = self.snapshot.path.exists()
         if continued:
             self.progress = self.snapshot.read()
-            self.say(f"continuing at epoch {self.progress.epoch + 1}, {self._place}")
+            over = self.progress.epoch == self.stages[-1].end
+            self.say("the run is at its end" if over else f"continuing at {self._place}")
         if self.group.main:
             tensorboard = self.config.training.tensorboard
             self._log = RunLog(self.run, self.step if continued else None, tensorboard)
@@ -181,7 +182,8 @@ class Trainer:
 
     @property
     def _place(self) -> str:
-        return f"step {self.progress.position} of {self.steps_per_epoch}"
+        progress = self.progress
+        return f"epoch {progress.epoch + 1}, step {progress.position} of {self.steps_per_epoch}"
 
     def begin_epoch(self) -> None:
         """Set what learns, from what, and how."""
@@ -542,4 +544,5 @@ def fit(
         if group.main:
             references = {str(example.image): example.captions for example in data.val}
             write_summary(run, trainer.config, references)
+            trainer.say(f"best checkpoint: {run / 'best.safetensors'}")
     return run / "best.safetensors"

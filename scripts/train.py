@@ -13,12 +13,24 @@ A run that was cut off, or stopped by Ctrl-C or SIGTERM, continues with the same
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", type=Path, help="a TOML file of what differs from the defaults")
+    parser.add_argument("--run", type=Path, required=True, help="the folder the run lives in")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a key, as section.key"
+    )
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
+    args = parser.parse_args(argv)
+
     from captioner.stopper import StoppedError, Stopper
 
     with Stopper() as stopper:
@@ -30,9 +42,10 @@ if TYPE_CHECKING:
                 from captioner.readers import DataError
                 from captioner.training import TrainingError, fit
             config = load_config(args.config, args.set)
-            best = fit(config, args.run, choose_device(args.device), stopper=stopper)
+            fit(config, args.run, choose_device(args.device), stopper=stopper)
         except StoppedError:
-            print("train.py: stopped; the same command continues the run", file=sys.stderr)
+            if os.environ.get("RANK", "0") == "0":  # torchrun's processes need one voice
+                print("train.py: stopped; the same command continues the run", file=sys.stderr)
             return 128 + stopper.signal
         except (CheckpointError, ConfigError, DataError, OSError) as error:
             print(f"train.py: {error}", file=sys.stderr)
@@ -40,7 +53,6 @@ if TYPE_CHECKING:
         except TrainingError as error:
             print(f"train.py: {error}", file=sys.stderr)
             return 1
-    print(f"best checkpoint: {best}")
     return 0
 
 

@@ -13,7 +13,7 @@ import socket
 import sys
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,6 +67,7 @@ def start(said: Path, function: Callable[..., None], *args: Any) -> ForkServerPr
 
 def _call(said: Path, function: Callable[..., None], *args: Any) -> None:
     os.setsid()
+    set_start_method("fork", force=True)  # of the workers that read photographs
     for stream in (1, 2):
         os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     torch.set_num_threads(1)
@@ -129,9 +130,7 @@ def together(folder: Path, function: Callable[..., None], *args: Any) -> list[En
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     files = [folder / f"{port}.{rank}.txt" for rank in range(2)]
-    members = [
-        start(said, _member, rank, port, function, *args) for rank, said in enumerate(files)
-    ]
+    members = [start(said, _member, rank, port, function, *args) for rank, said in enumerate(files)]
     return [end(member, said) for member, said in zip(members, files, strict=True)]
 
 

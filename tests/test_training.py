@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from captioner.losses import sequence_loss
 from captioner.runlog import read_log
 from captioner.sources import read_data
 from captioner.training import Trainer, fit
-from conftest import COLOURS, draw_picture, drawn_run
+from conftest import COLOURS, drawn_run
 
 CPU = torch.device("cpu")
 
