@@ -79,7 +79,7 @@ class Group:
         """Return a module whose gradients are the mean over the processes."""
         if self.size == 1:
             return module
-        return DistributedDataParallel(module, broadcast_buffers=False)
+        return DistributedDataParallel(module)
 
     def alone(self, module: nn.Module) -> AbstractContextManager[None]:
         """Return where a wrapped module's gradients are gathered but not yet sent around."""

@@ -40,14 +40,14 @@ def drawn(tmp_path: Path) -> Config:
 
 def cases(drawn: Config) -> list[Config]:
     """Return runs that share their steps out in different ways."""
-    plain = replace(drawn.model.caption, attention=False)
     base = without_chance(drawn, frozen_epochs=0)
+    plain = replace(base.model.caption, attention=False)
     return [
         without_chance(drawn, batch_size=7),  # the second process has none of the last step
         without_chance(drawn, batch_size=5, accumulation=2),
         base,
         replace(base, training=replace(base.training, batch_size=7, accumulation=3)),
-        replace(base, model=replace(base.model, caption=plain, tags=replace(plain, dropout=0.0))),
+        replace(base, model=replace(base.model, caption=plain, tags=plain)),
     ]
 
 
@@ -147,6 +147,7 @@ def stop_after(step: int, config: Config, run: Path) -> None:
                 raise EnoughError
             super().begin_epoch()
 
+    run.mkdir()
     with pytest.raises(EnoughError):
         Stopping(config, read_data(config), run, CPU, quiet).train()
 

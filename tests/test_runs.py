@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from processes import Moment, script, settings, struck
+from torch import nn
 
 from captioner.checkpoint import load_checkpoint
 from captioner.config import Config, ConfigError, SelfCriticalConfig
@@ -160,6 +161,7 @@ def steps_taken(
 ) -> tuple[list[Update], list[dict[str, torch.Tensor]]]:
     """Return what the steps of an epoch did, and the gradients of each."""
     trainer = Trainer(config, read_data(config), run, CPU, quiet, group)
+    smoothen(trainer.model.encoder)
     trainer.begin_epoch()
     updates, gradients = [], []
     for parts in trainer.steps():
@@ -198,11 +200,21 @@ def without_chance(config: Config, **training: Any) -> Config:
     )
 
 
+def smoothen(module: nn.Module) -> None:
+    """Take out what jumps: at a kink, a rounding error is enough for quite another gradient."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.ReLU):
+            setattr(module, name, nn.GELU())
+        elif isinstance(child, nn.MaxPool2d):
+            setattr(module, name, nn.AvgPool2d(2))
+        smoothen(child)
+
+
 def assert_same_steps(
     found: tuple[list[Update], list[dict[str, torch.Tensor]]],
     expected: tuple[list[Update], list[dict[str, torch.Tensor]]],
 ) -> None:
-    """Compare losses and gradients, to 1e-5 of each parameter's."""
+    """Compare losses and gradients, those of each parameter, to 1e-5."""
     for update, other in zip(found[0], expected[0], strict=True):
         assert update.figure == pytest.approx(other.figure, rel=1e-5)
         assert update.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-5)
@@ -210,8 +222,8 @@ def assert_same_steps(
         assert gradients.keys() == others.keys()
         assert any(gradient.any() for gradient in others.values())
         for name, gradient in gradients.items():
-            # A bias before a softmax has a gradient of rounding errors alone.
-            floor = 1e-7 * expected[0][0].gradient_norm
+            # What goes into a softmax has next to none, but for rounding errors.
+            floor = 1e-6 * expected[0][0].gradient_norm
             gap = float((gradient - others[name]).norm())
             assert gap <= 1e-5 * float(others[name].norm()) + floor, name
 
