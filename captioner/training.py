@@ -320,6 +320,8 @@ class Trainer:
             initial=self.progress.position,
             desc=f"epoch {self.progress.epoch + 1}/{self.stages[-1].end}",
             unit="step",
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}, {rate_fmt}, {remaining} left",
+            leave=False,
             disable=None if self.group.main else True,
         )
 
@@ -338,7 +340,7 @@ class Trainer:
             self._count(update)
             progress.figure_sum += update.figure if update.finite else 0.0
             mean = progress.figure_sum / max(progress.updates, 1)
-            bar.set_postfix({self.figure: f"{mean:.3f}", "rate": f"{update.rate:.1e}"}, False)
+            bar.set_postfix_str(f"{self.figure} {mean:.3f}, rate {update.rate:.1e}", False)
         bar.update()
 
     def _count(self, update: Update) -> None:
