@@ -206,14 +206,14 @@ def test_gradients_of_attention_in_float64() -> None:
     assert torch.autograd.gradcheck(run, (grid, hidden, *values))
 
 
-def by_hand(cell: nn.RNNCellBase, x: Tensor, state: DecoderState) -> tuple[Tensor, Tensor]:
+def by_hand(decoder: Decoder, name: Cell, x: Tensor, state: DecoderState) -> tuple[Tensor, Tensor]:
     """Return the next hidden state and cell, as the papers have it."""
-    hidden = state.hidden
+    cell, hidden = decoder.cell, state.hidden
     inner = x @ cell.weight_ih.T + cell.bias_ih
     outer = hidden @ cell.weight_hh.T + cell.bias_hh
-    if isinstance(cell, nn.RNNCell):  # h = tanh(U x + W h + b), b = b_ih + b_hh
+    if name == "rnn":  # h = tanh(U x + W h + b), b = b_ih + b_hh
         return torch.tanh(inner + outer), state.cell
-    if isinstance(cell, nn.GRUCell):  # Cho et al. (2014), equations 5 to 8; r after the product
+    if name == "gru":  # Cho et al. (2014), equations 5 to 8; r after the product
         (r, z, n), (r_, z_, n_) = inner.chunk(3, dim=-1), outer.chunk(3, dim=-1)
         reset, update = torch.sigmoid(r + r_), torch.sigmoid(z + z_)
         return update * hidden + (1.0 - update) * torch.tanh(n + reset * n_), state.cell
@@ -238,7 +238,7 @@ def test_two_steps_by_hand(attention: bool, cell: Cell) -> None:
             context = torch.einsum("bn,bnd->bd", weights, grid)
             context = context * torch.sigmoid(decoder.gate(state.hidden))
         x = decoder.embedding.weight[tokens[:B, position]] * E**0.5
-        hidden, kept = by_hand(decoder.cell, torch.cat([x, context], dim=-1), state)
+        hidden, kept = by_hand(decoder, cell, torch.cat([x, context], dim=-1), state)
         torch.testing.assert_close(after.hidden, hidden)
         torch.testing.assert_close(after.cell, kept)
         fused = torch.tanh(decoder.fuse(torch.cat([hidden, context], dim=-1)))
