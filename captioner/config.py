@@ -394,6 +394,14 @@ class Config:
     training: TrainingConfig = TrainingConfig()
     self_critical: SelfCriticalConfig = SelfCriticalConfig()
 
+    def __post_init__(self) -> None:
+        """Check that the sections fit each other."""
+        if self.training.attention_penalty and not self.model.caption.attention:
+            raise ConfigError(
+                f"training.attention_penalty is {self.training.attention_penalty}, "
+                "but model.caption.attention is false; one of them must go"
+            )
+
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Return a config dataclass as plain dicts, lists and values."""
