@@ -358,7 +358,7 @@ class TrainingConfig(_Ranged):
     ema: float = _ranged(0.0, 0.0, 0.99999)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     features: str = ""
-    seed: int = 0
+    seed: int = _ranged(0, 0, 2**31 - 1)
     save_every: int = _ranged(100, 1, 10_000_000)
     validate_every: int = _ranged(0, 0, 10_000_000)
     patience: int = _ranged(0, 0, 100_000)
