@@ -231,7 +231,7 @@ class _Matrix:
         photographs, free = log.shape[0], shutil.disk_usage(self.folder).free
         needed = (photographs - log.rows) * log.row_bytes
         done = f", {log.rows:,} of them there already" if log.rows else ""
-        size = f"{needed / 1e9:.3g} GB to write in {self.folder}"
+        size = f"{needed / 1e6:,.1f} MB to write in {self.folder}"
         say(f"features of {photographs:,} photographs{done}: {size}")
         if needed > free:
             raise OSError(
