@@ -82,13 +82,26 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path, storage: str = "float32"
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write a safetensors file whole or not at all."""
+    """Write a safetensors file whole or not at all; the same gives the same, byte for byte."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         save_file(tensors, temporary, metadata)
+        _sort_metadata(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put metadata, which safetensors writes in an order of chance, in that of its keys."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:  # the rest is white space, as safetensors' own padding is
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def _stored(tensors: Mapping[str, Tensor], storage: str) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -173,9 +174,19 @@ def pixel_batches(
             batch_size,
             num_workers=workers,
             collate_fn=_collate_pixels,
+            worker_init_fn=_outlast,
             generator=torch.Generator(),  # or it would draw from the one that dropout uses
         )
     )
+
+
+def _outlast(_: int) -> None:
+    """Leave Ctrl-C and SIGTERM, which may reach all processes, to the one that is served.
+
+    A second SIGTERM is its own, for a worker that hangs.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def _collate_pixels(items: Sequence[tuple[int, np.ndarray | str]]) -> PixelBatch:
@@ -211,6 +222,7 @@ def batches(
             batch_sampler=shares,
             num_workers=workers,
             collate_fn=_collate,
+            worker_init_fn=_outlast,
             generator=generator,  # or it would draw from the one that dropout uses
         )
     )

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -19,6 +20,9 @@ from torch.nn.parallel import DistributedDataParallel
 __all__ = ["Group", "joined"]
 
 T = TypeVar("T")
+
+# The features of a large data set take hours, and one process encodes while the others wait.
+_PATIENCE = timedelta(days=2)
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,8 @@ def joined(device: torch.device) -> Iterator[Group]:
     if size == 1:
         yield Group()
         return
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, timeout=_PATIENCE)
     try:
         yield Group(int(os.environ["RANK"]), size, int(os.environ["LOCAL_RANK"]))
     finally:

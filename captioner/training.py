@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -32,23 +31,16 @@ from captioner.schedules import ramp
 from captioner.self_critical import Reward, SelfCritical
 from captioner.snapshot import Progress, Snapshot
 from captioner.sources import Data, read_data
+from captioner.stopper import StoppedError, Stopper
 from captioner.summary import write_summary
 from captioner.tags import Calibration, fit_calibration
 from captioner.teacher_forcing import TeacherForcing
 from captioner.transfer import begin
 
-__all__ = [
-    "StoppedError",
-    "Stopper",
-    "Trainer",
-    "TrainingError",
-    "fit",
-]
+__all__ = ["Trainer", "TrainingError", "fit"]
 
 Say = Callable[[str], None]
 StageName = Literal["frozen", "end to end", "self-critical"]
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 # So many steps in a row without a finite gradient are no accident.
 _HOPELESS = 10
@@ -56,51 +48,6 @@ _HOPELESS = 10
 
 class TrainingError(RuntimeError):
     """A run that cannot go on as it is; the message says why and what to try."""
-
-
-class StoppedError(Exception):
-    """A run that was asked to stop, and has saved all it needs to go on."""
-
-
-class Stopper:
-    """Whether SIGINT or SIGTERM asked a run to stop: after its step, or at once between steps.
-
-    A context manager, in which it handles these signals; ``signal`` is the one that came. Two are
-    not waited for.
-    """
-
-    def __init__(self) -> None:
-        """Nobody has asked yet."""
-        self.signal = 0
-        self._idle = False
-        self._before: list[Any] = []
-
-    def __enter__(self) -> Stopper:
-        """Begin to listen; only the main thread may."""
-        self._before = [(number, signal.signal(number, self.ask)) for number in _SIGNALS]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Leave the signals to whoever had them before."""
-        for number, handler in self._before:
-            signal.signal(number, handler)
-
-    def ask(self, number: int, *_: object) -> None:
-        """Ask the run to stop; raises ``StoppedError`` unless a step is to be finished first."""
-        waiting, self.signal = bool(self.signal), number
-        if self._idle or waiting:
-            raise StoppedError
-
-    @contextmanager
-    def idle(self) -> Iterator[None]:
-        """Stop at once in here: no step is under way."""
-        self._idle = True
-        try:
-            if self.signal:
-                raise StoppedError
-            yield
-        finally:
-            self._idle = False
 
 
 @dataclass(frozen=True)
@@ -154,7 +101,7 @@ class Trainer:
         begun = begin(config, data.train)
         self.config = config = begun.config
         self.data, self.run, self.device, self.group = data, run, device, group or Group()
-        self.say = say if self.group.main else lambda _: None
+        self._say = say
         settings = config.training
         self.precision = choose_precision(settings.precision, device)
         self.workers = max(1, (os.cpu_count() or 1) // 2 // self.group.size)
@@ -176,7 +123,14 @@ class Trainer:
         self._stopper = stopper or Stopper()
         self._log: RunLog | None = None
         self._objective_of = ""
-        self._named: set[str] = set()
+        self._whole = True  # no weight has moved without the others
+        self._named: dict[str, str] = {}
+
+    def say(self, text: str) -> None:
+        """Tell a person, above the progress line; one process speaks for all."""
+        if self.group.main:
+            with tqdm.external_write_mode():
+                self._say(text)
 
     @property
     def stage(self) -> Stage:
@@ -215,7 +169,8 @@ class Trainer:
         continued = self.snapshot.path.exists()
         if continued:
             self.progress = self.snapshot.read()
-            self.say(f"continuing at epoch {self.progress.epoch + 1}, {self._place}")
+            over = self.progress.epoch == self.stages[-1].end
+            self.say("the run is at its end" if over else f"continuing at {self._place}")
         if self.group.main:
             tensorboard = self.config.training.tensorboard
             self._log = RunLog(self.run, self.step if continued else None, tensorboard)
@@ -227,7 +182,8 @@ class Trainer:
 
     @property
     def _place(self) -> str:
-        return f"step {self.progress.position} of {self.steps_per_epoch}"
+        progress = self.progress
+        return f"epoch {progress.epoch + 1}, step {progress.position} of {self.steps_per_epoch}"
 
     def begin_epoch(self) -> None:
         """Set what learns, from what, and how."""
@@ -290,9 +246,11 @@ class Trainer:
         figure = self.group.sum(self._backward(parts, totals)).item()
         update = Update(figure, clip_gradients(self.model, self.config.optimizer), rate)
         if update.finite:
+            self._whole = False
             self.optimizer.step()
             if self.average is not None:
                 self.average.update_parameters(self.model)
+            self._whole = True
         return update
 
     def _backward(self, parts: Sequence[Batch], totals: Tensor) -> Tensor:
@@ -326,23 +284,32 @@ class Trainer:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def _epoch(self) -> None:
-        settings, before = self.config.training, time.monotonic()
         with self._bar() as bar:
-            for parts in self.steps():
+            self._evaluate_if_due()
+            steps = self.steps()
+            before = time.monotonic()
+            while not self._stalled and (parts := next(steps, None)):
                 self._take(parts, bar)
                 self.progress.seconds += time.monotonic() - before
-                due = bool(settings.validate_every) and self.step % settings.validate_every == 0
                 stop = self._any(bool(self._stopper.signal))
-                if due or stop or self.step % settings.save_every == 0:
+                if stop or self._due or self.step % self.config.training.save_every == 0:
                     self.save()
                 if stop:
                     raise StoppedError
-                if due:
-                    self.evaluate()
-                    self.save()
-                if self._stalled:
-                    break
+                self._evaluate_if_due()
                 before = time.monotonic()
+
+    @property
+    def _due(self) -> bool:
+        """Whether it is time to evaluate; also after a kill during what was to be evaluated."""
+        every, progress = self.config.training.validate_every, self.progress
+        begun = progress.position > 0 and progress.evaluated != self.step
+        return every > 0 and begun and self.step % every == 0
+
+    def _evaluate_if_due(self) -> None:
+        if self._due:
+            self.evaluate()
+            self.save()
 
     def _any(self, said: bool) -> bool:
         return bool(self.group.sum(torch.tensor(float(said), device=self.device)))
@@ -363,7 +330,7 @@ class Trainer:
         try:
             update = self.update(parts)
         except RuntimeError as error:
-            self._out_of_memory(error)
+            self._after(error)
             raise
         progress = self.progress
         progress.position += 1
@@ -394,19 +361,33 @@ class Trainer:
                 f"model.init = {str(self.run / 'best.safetensors')!r}"
             )
 
-    def _out_of_memory(self, error: RuntimeError) -> None:
-        """Save, and say what to try, if that is what is wrong."""
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+    def _after(self, error: RuntimeError) -> None:
+        """Save what a failed step leaves as it was; say what to try if it was for want of memory.
+
+        A group's other processes fail with it: their save is the run's.
+        """
+        scarce = isinstance(error, torch.OutOfMemoryError) or any(
+            sign in str(error) for sign in ("out of memory", "allocate memory")
+        )
+        if not scarce and self.group.size == 1:
             return
-        settings = self.config.training
         self.optimizer.zero_grad(set_to_none=True)
-        self.save()
+        if self._whole:
+            self.save()
+        if scarce:
+            raise TrainingError(self._more_parts()) from error
+
+    def _more_parts(self) -> str:
+        settings = self.config.training
         share = math.ceil(settings.batch_size / self.group.size / settings.accumulation)
-        raise TrainingError(
-            f"out of memory at step {self.step}, with {share} photographs at a time; the run is "
-            f"saved: continue it with --set training.accumulation={2 * settings.accumulation}, "
-            f"or begin another with a training.batch_size lower than {settings.batch_size}"
-        ) from error
+        message = f"out of memory at step {self.step}, with {share} photographs at a time; "
+        if share == 1:
+            return message + "begin another run with a smaller model or preprocessing.size"
+        return message + (
+            f"the run is saved: continue it with --set training.accumulation="
+            f"{2 * settings.accumulation}, or begin another with a training.batch_size lower than "
+            f"{settings.batch_size}"
+        )
 
     def evaluate(self) -> Evaluation:
         """Caption the validation split, write down how good it is, and save the models."""
@@ -420,15 +401,14 @@ class Trainer:
             self.figure: progress.figure_sum / max(progress.updates, 1),
             **result.as_dict(),
             "skipped": progress.skipped,
-            "seconds": round(progress.seconds, 1),
         }
         self.checkpoint.provenance["figures"] = figures
         better = score > progress.best
         progress.best = max(score, progress.best)
         progress.stale = 0 if better else progress.stale + 1
         progress.scores.append(score)
+        self._tell(result, figures | {"seconds": round(progress.seconds, 1)})
         progress.evaluated, progress.seconds = self.step, 0.0
-        self._tell(result, figures)
         if self.group.main:
             save_checkpoint(self.checkpoint, self.run / "last.safetensors")
             if better:
@@ -455,9 +435,8 @@ class Trainer:
         self.checkpoint.calibration = Calibration()
         with self._stopper.idle():
             described = describe(self.checkpoint, self._grids(places, unreadable), options)
-        found = self.group.merge(described)
-        for place, why in self.group.merge(unreadable).items():
-            self._name({str(self.data.val[place].image): why})
+            found, unreadable = self.group.merge(described), self.group.merge(unreadable)
+        self._name({str(self.data.val[place].image): why for place, why in unreadable.items()})
         result = judge(self.data.val, found, self.checkpoint.tags)
         hits = [tag_hits(e, t) for e, t in zip(result.examples, result.tags, strict=True)]
         self.checkpoint.calibration = fit_calibration(
@@ -494,7 +473,7 @@ class Trainer:
     def _name(self, unreadable: Mapping[str, str]) -> None:
         for path, why in unreadable.items():
             if path not in self._named:
-                self._named.add(path)
+                self._named[path] = why
                 self.say(f"left out {path}: {why}")
 
     @property
@@ -504,6 +483,8 @@ class Trainer:
     def _end_epoch(self) -> None:
         """Evaluate if it is time, and go on to the next epoch, or the next stage."""
         stage, progress = self.stage, self.progress
+        for named in self.group.merge({self.group.rank: self._named}).values():
+            self._name(named)
         last = progress.epoch + 1 == stage.end
         if progress.evaluated != self.step and (last or not self.config.training.validate_every):
             self.save()
@@ -550,14 +531,18 @@ def fit(
     started train one model together; they need the same folder. Raises as
     :meth:`Trainer.train`, and ``ConfigError`` and ``DataError`` for what cannot be begun.
     """
-    data = read_data(config)
+    stopper = stopper or Stopper()
+    with stopper.idle():
+        data = read_data(config)
     with joined(device) as group:
         run.mkdir(parents=True, exist_ok=True)
-        trainer = Trainer(config, data, run, group.device(device), say, group, stopper)
+        with stopper.idle():
+            trainer = Trainer(config, data, run, group.device(device), say, group, stopper)
         for note in data.notes:
             trainer.say(note)
         trainer.train()
         if group.main:
             references = {str(example.image): example.captions for example in data.val}
             write_summary(run, trainer.config, references)
+            trainer.say(f"best checkpoint: {run / 'best.safetensors'}")
     return run / "best.safetensors"

@@ -13,6 +13,7 @@ A run that was cut off, or stopped by Ctrl-C or SIGTERM, continues with the same
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,26 +31,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     args = parser.parse_args(argv)
 
-    from captioner.checkpoint import CheckpointError
-    from captioner.config import ConfigError, load_config
-    from captioner.model import choose_device
-    from captioner.readers import DataError
-    from captioner.training import StoppedError, Stopper, TrainingError, fit
+    from captioner.stopper import StoppedError, Stopper
 
-    try:
-        config = load_config(args.config, args.set)
-        with Stopper() as stopper:
-            best = fit(config, args.run, choose_device(args.device), stopper=stopper)
-        print(f"best checkpoint: {best}")
-    except (CheckpointError, ConfigError, DataError, OSError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return 2
-    except TrainingError as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return 1
-    except StoppedError:
-        print("train.py: stopped and saved; the same command continues the run", file=sys.stderr)
-        return 128 + stopper.signal
+    with Stopper() as stopper:
+        try:
+            with stopper.idle():
+                from captioner.checkpoint import CheckpointError
+                from captioner.config import ConfigError, load_config
+                from captioner.model import choose_device
+                from captioner.readers import DataError
+                from captioner.training import TrainingError, fit
+            config = load_config(args.config, args.set)
+            fit(config, args.run, choose_device(args.device), stopper=stopper)
+        except StoppedError:
+            if os.environ.get("RANK", "0") == "0":  # torchrun's processes need one voice
+                print("train.py: stopped; the same command continues the run", file=sys.stderr)
+            return 128 + stopper.signal
+        except (CheckpointError, ConfigError, DataError, OSError) as error:
+            print(f"train.py: {error}", file=sys.stderr)
+            return 2
+        except TrainingError as error:
+            print(f"train.py: {error}", file=sys.stderr)
+            return 1
     return 0
 
 

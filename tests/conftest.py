@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -17,7 +18,16 @@ import torch
 from PIL import Image, ImageDraw
 
 from captioner.checkpoint import Checkpoint, build_model
-from captioner.config import Config, DecoderConfig, EncoderConfig, ModelConfig, Preprocessing
+from captioner.config import (
+    Config,
+    DataConfig,
+    DecoderConfig,
+    EncoderConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Preprocessing,
+    TrainingConfig,
+)
 from captioner.tags import TagSet
 from captioner.vocabulary import EOS, Vocabulary
 
@@ -26,6 +36,7 @@ if TYPE_CHECKING:
 
 WORDS = ["a", "dog", "runs", "on", "grass", "man", "'s", "hat", "red"]
 TAGS = ["dog", "run", "grass", "man", "red"]
+COLOURS = ["red", "green", "blue", "yellow", "black", "white", "orange", "purple"]
 
 
 def tiny_config(attention: bool = True) -> Config:
@@ -73,6 +84,30 @@ def draw_picture(path: Path, colour: str, size: tuple[int, int] = (64, 48)) -> P
     ImageDraw.Draw(picture).ellipse((8, 8, size[0] - 8, size[1] - 8), fill=colour)
     picture.save(path)
     return path
+
+
+def drawn_run(folder: Path) -> Config:
+    """Return the config of a run on eight pictures drawn there, each with its own caption."""
+    lines = []
+    for number, colour in enumerate(COLOURS):
+        draw_picture(folder / f"{colour}.png", colour, (30 + 30 * number, 120))
+        text = f"a {colour} disc on grey paper"
+        lines.append(json.dumps({"image": f"{colour}.png", "captions": [text], "tags": [colour]}))
+    (folder / "data.jsonl").write_text("\n".join(lines))
+    return replace(
+        tiny_config(),
+        data=DataConfig(
+            images=str(folder),
+            captions=str(folder / "data.jsonl"),
+            val_captions=str(folder / "data.jsonl"),
+            min_count=1,
+            tag_min_count=1,
+        ),
+        optimizer=OptimizerConfig(lr=0.02, warmup_steps=5, encoder_lr=1e-4),
+        training=TrainingConfig(
+            epochs=2, frozen_epochs=1, batch_size=4, precision="float32", label_smoothing=0.0
+        ),
+    )
 
 
 @pytest.fixture

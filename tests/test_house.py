@@ -44,6 +44,7 @@ LEVELS = {
         "pages",
         "schedules",
         "sources",
+        "stopper",
         "audit",
     },
 }

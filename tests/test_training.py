@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +15,7 @@ from captioner.checkpoint import Checkpoint, load_checkpoint
 from captioner.config import (
     Config,
     ConfigError,
-    DataConfig,
-    OptimizerConfig,
     SelfCriticalConfig,
-    TrainingConfig,
 )
 from captioner.dataset import Batch, batches
 from captioner.inference import Captioner
@@ -27,9 +23,8 @@ from captioner.losses import sequence_loss
 from captioner.runlog import read_log
 from captioner.sources import read_data
 from captioner.training import Trainer, fit
-from conftest import draw_picture, tiny_config
+from conftest import COLOURS, drawn_run
 
-COLOURS = ["red", "green", "blue", "yellow", "black", "white", "orange", "purple"]
 CPU = torch.device("cpu")
 
 
@@ -40,26 +35,7 @@ def quiet(_: str) -> None:
 @pytest.fixture
 def drawn(tmp_path: Path) -> Config:
     """Return the config of a run on eight drawn pictures, each with its own caption."""
-    lines = []
-    for number, colour in enumerate(COLOURS):
-        draw_picture(tmp_path / f"{colour}.png", colour, (30 + 30 * number, 120))
-        text = f"a {colour} disc on grey paper"
-        lines.append(json.dumps({"image": f"{colour}.png", "captions": [text], "tags": [colour]}))
-    (tmp_path / "data.jsonl").write_text("\n".join(lines))
-    return replace(
-        tiny_config(),
-        data=DataConfig(
-            images=str(tmp_path),
-            captions=str(tmp_path / "data.jsonl"),
-            val_captions=str(tmp_path / "data.jsonl"),
-            min_count=1,
-            tag_min_count=1,
-        ),
-        optimizer=OptimizerConfig(lr=0.02, warmup_steps=5, encoder_lr=1e-4),
-        training=TrainingConfig(
-            epochs=2, frozen_epochs=1, batch_size=4, precision="float32", label_smoothing=0.0
-        ),
-    )
+    return drawn_run(tmp_path)
 
 
 def begun(config: Config, run: Path) -> Trainer:
@@ -127,7 +103,7 @@ def test_killed_and_continued_is_bit_for_bit_undisturbed(
 ) -> None:
     config = replace(
         drawn,
-        training=replace(drawn.training, save_every=1),
+        training=replace(drawn.training, save_every=1, ema=0.9),
         self_critical=SelfCriticalConfig(epochs=1, samples=2, lr=0.01),
     )
     fit(config, tmp_path / "whole", CPU, quiet)

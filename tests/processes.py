@@ -1,0 +1,141 @@
+"""Runs in processes of their own, which signals strike at a moment that is known beforehand."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import itertools
+import json
+import os
+import pkgutil
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from multiprocessing import get_context, set_start_method
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from captioner.config import Config
+
+ROOT = Path(__file__).parent.parent
+
+# A process of it has torch already, and none of what pytest's own has begun.
+CONTEXT = get_context("forkserver")
+CONTEXT.set_forkserver_preload(["captioner.training"])
+
+
+class Ended(NamedTuple):
+    """How a process ended: its status, minus the signal that killed it, and what it said."""
+
+    status: int | None
+    said: str
+
+
+class Moment(NamedTuple):
+    """The n-th call of a function in a process, before anything of it is done."""
+
+    function: str
+    count: int
+
+
+def strike(moment: Moment, act: Callable[[], None]) -> None:
+    """Do something at a moment of this process."""
+    place, _, name = moment.function.rpartition(".")
+    owner = pkgutil.resolve_name(place)
+    whole, calls = getattr(owner, name), itertools.count(1)
+
+    @functools.wraps(whole)
+    def struck(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == moment.count:
+            act()
+        return whole(*args, **kwargs)
+
+    setattr(owner, name, struck)
+
+
+def start(said: Path, function: Callable[..., None], *args: Any) -> ForkServerProcess:
+    """Call a function in a process that leads a group of its own, and writes to a file."""
+    process = CONTEXT.Process(target=_call, args=(said, function, *args))
+    process.start()
+    return process
+
+
+def _call(said: Path, function: Callable[..., None], *args: Any) -> None:
+    os.setsid()
+    set_start_method("fork", force=True)  # of the workers that read photographs
+    for stream in (1, 2):
+        os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    torch.set_num_threads(1)
+    function(*args)
+
+
+def end(process: ForkServerProcess, said: Path, seconds: float = 300.0) -> Ended:
+    """Wait for a process; one that hangs is killed, and its status is ``None``."""
+    process.join(seconds)
+    status = process.exitcode
+    process.kill()
+    return Ended(status, said.read_text() if said.exists() else "")
+
+
+def settings(config: Config) -> list[str]:
+    """Return the arguments of scripts/train.py that say what a config says."""
+    return [argument for line in _lines(config, "") for argument in ("--set", line)]
+
+
+def _lines(config: Any, where: str) -> list[str]:
+    found = []
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            found += _lines(value, f"{where}{field.name}.")
+        elif value != () and value != "":
+            text = value if isinstance(value, str) else json.dumps(value)
+            found.append(f"{where}{field.name}={text}")
+    return found
+
+
+def train(config: Config, run: Path, moment: Moment | None = None, number: int = 0) -> None:
+    """Be scripts/train.py; at the moment a signal comes to the process and all that it started."""
+    if moment is not None:
+        strike(moment, lambda: os.killpg(os.getpgrp(), number))
+    run.parent.mkdir(parents=True, exist_ok=True)
+    empty = run.parent / f"{run.name}.toml"
+    empty.write_text("")
+    sys.exit(script("train").main([str(empty), "--run", str(run), *settings(config)]))
+
+
+def script(name: str) -> Any:
+    """Return a script as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def struck(config: Config, run: Path, moment: Moment, number: signal.Signals) -> Ended:
+    """Return how scripts/train.py ended that got a signal at a moment."""
+    said = run.with_suffix(f".{moment.function}.{moment.count}.txt")
+    return end(start(said, train, config, run, moment, int(number)), said)
+
+
+def together(folder: Path, function: Callable[..., None], *args: Any) -> list[Ended]:
+    """Call a function in two processes, as torchrun would start them; return how each ended."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    files = [folder / f"{port}.{rank}.txt" for rank in range(2)]
+    members = [start(said, _member, rank, port, function, *args) for rank, said in enumerate(files)]
+    return [end(member, said) for member, said in zip(members, files, strict=True)]
+
+
+def _member(rank: int, port: int, function: Callable[..., None], *args: Any) -> None:
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in place.items()}
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
+    function(*args)
