@@ -307,8 +307,9 @@ class OptimizerConfig(_Ranged):
     """AdamW; learning rates rise over ``warmup_steps``, then fall.
 
     Either as a "cosine" to 0, or on a "plateau": by ``plateau_decay`` after each
-    ``plateau_patience`` evaluations without a better CIDEr-D. ``clip_norm`` bounds the gradient's
-    norm at each step; where ``clip_value`` is not 0, each of its entries is bounded instead.
+    ``plateau_patience`` evaluations of a stage without a better CIDEr-D. ``clip_norm`` bounds the
+    gradient's norm at each step; where ``clip_value`` is not 0, each of its entries is bounded
+    instead.
     """
 
     lr: float = _ranged(1e-3, 0.0, 1.0)
