@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 from collections.abc import Iterator, Sequence
+from threading import Thread
 from typing import NamedTuple
 
 import numpy as np
@@ -174,19 +176,27 @@ def pixel_batches(
             batch_size,
             num_workers=workers,
             collate_fn=_collate_pixels,
-            worker_init_fn=_outlast,
+            worker_init_fn=_serve_one,
             generator=torch.Generator(),  # or it would draw from the one that dropout uses
         )
     )
 
 
-def _outlast(_: int) -> None:
+def _serve_one(_: int) -> None:
     """Leave Ctrl-C and SIGTERM, which may reach all processes, to the one that is served.
 
-    A second SIGTERM is its own, for a worker that hangs.
+    Only its own SIGTERM ends a worker. Where there is no telling whose it is, any does.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        Thread(target=_end_when_told, daemon=True).start()
+
+
+def _end_when_told() -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _collate_pixels(items: Sequence[tuple[int, np.ndarray | str]]) -> PixelBatch:
@@ -222,7 +232,7 @@ def batches(
             batch_sampler=shares,
             num_workers=workers,
             collate_fn=_collate,
-            worker_init_fn=_outlast,
+            worker_init_fn=_serve_one,
             generator=generator,  # or it would draw from the one that dropout uses
         )
     )

@@ -10,6 +10,7 @@ import os
 import pkgutil
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
@@ -40,10 +41,10 @@ class Moment(NamedTuple):
     """The n-th call of a function in a process, before anything of it is done."""
 
     function: str
-    count: int
+    call: int
 
 
-def strike(moment: Moment, act: Callable[[], None]) -> None:
+def strike(moment: Moment, act: Callable[[], object]) -> None:
     """Do something at a moment of this process."""
     place, _, name = moment.function.rpartition(".")
     owner = pkgutil.resolve_name(place)
@@ -51,7 +52,7 @@ def strike(moment: Moment, act: Callable[[], None]) -> None:
 
     @functools.wraps(whole)
     def struck(*args: Any, **kwargs: Any) -> Any:
-        if next(calls) == moment.count:
+        if next(calls) == moment.call:
             act()
         return whole(*args, **kwargs)
 
@@ -102,7 +103,9 @@ def _lines(config: Any, where: str) -> list[str]:
 def train(config: Config, run: Path, moment: Moment | None = None, number: int = 0) -> None:
     """Be scripts/train.py; at the moment a signal comes to the process and all that it started."""
     if moment is not None:
-        strike(moment, lambda: os.killpg(os.getpgrp(), number))
+        # Not its own doing: a worker obeys the process that it serves.
+        command = ["kill", f"-{number}", "--", f"-{os.getpid()}"]
+        strike(moment, lambda: subprocess.check_call(command, start_new_session=True))
     run.parent.mkdir(parents=True, exist_ok=True)
     empty = run.parent / f"{run.name}.toml"
     empty.write_text("")
@@ -121,7 +124,7 @@ def script(name: str) -> Any:
 
 def struck(config: Config, run: Path, moment: Moment, number: signal.Signals) -> Ended:
     """Return how scripts/train.py ended that got a signal at a moment."""
-    said = run.with_suffix(f".{moment.function}.{moment.count}.txt")
+    said = run.with_suffix(f".{moment.function}.{moment.call}.txt")
     return end(start(said, train, config, run, moment, int(number)), said)
 
 

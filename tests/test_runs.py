@@ -143,7 +143,11 @@ def drawn(tmp_path: Path) -> Config:
 def test_what_nothing_learnt_depends_on_may_change(drawn: Config, tmp_path: Path) -> None:
     fit(drawn, tmp_path / "run", CPU, quiet)
     before = remains(tmp_path / "run")
-    free = {"accumulation": 2, "save_every": 7, "features": str(tmp_path / "elsewhere")}
+    free: dict[str, Any] = {
+        "accumulation": 2,
+        "save_every": 7,
+        "features": str(tmp_path / "elsewhere"),
+    }
     said: list[str] = []
     other = replace(drawn, training=replace(drawn.training, **free))
     fit(other, tmp_path / "run", CPU, said.append)
@@ -280,9 +284,10 @@ def test_out_of_memory_saves_and_names_what_to_try(
     forward, room = TeacherForcing._loss, [3]
 
     def scarce(objective: TeacherForcing, batch: Any, totals: torch.Tensor) -> torch.Tensor:
-        room[0] -= len(batch.images) > 2
-        if room[0] < 0:
-            raise error
+        if len(batch.images) > 2:
+            room[0] -= 1
+            if room[0] < 0:
+                raise error
         return forward(objective, batch, totals)
 
     monkeypatch.setattr(TeacherForcing, "_loss", scarce)
@@ -301,7 +306,7 @@ def test_out_of_memory_saves_and_names_what_to_try(
 def scores(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Return a list of the CIDEr-D that the next evaluations find, to be filled."""
     given: list[float] = []
-    from captioner.training import judge
+    from captioner.evaluation import judge
 
     def scored(*args: Any) -> Evaluation:
         result = judge(*args)
