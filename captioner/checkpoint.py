@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -12,11 +11,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from captioner.config import Config, from_dict, to_dict
 from captioner.encoder import Encoder
+from captioner.journal import replacing
 from captioner.model import CaptionModel
 from captioner.tags import Calibration, TagSet
 from captioner.vocabulary import SPECIAL, Vocabulary
@@ -83,25 +83,16 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path, storage: str = "float32"
 
 def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     """Write a safetensors file whole or not at all; the same gives the same, byte for byte."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(tensors, temporary, metadata)
-        _sort_metadata(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sort_metadata(path: Path) -> None:
-    """Put metadata, which safetensors writes in an order of chance, in that of its keys."""
-    with path.open("r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(text) <= length:  # the rest is white space, as safetensors' own padding is
-            file.seek(8)
-            file.write(text.ljust(length))
+    content = save(tensors, metadata)
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    # safetensors writes metadata in an order of chance.
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with replacing(str(path)) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(memoryview(content)[8 + length :])
 
 
 def _stored(tensors: Mapping[str, Tensor], storage: str) -> dict[str, Tensor]:

@@ -307,8 +307,9 @@ class OptimizerConfig(_Ranged):
     """AdamW; learning rates rise over ``warmup_steps``, then fall.
 
     Either as a "cosine" to 0, or on a "plateau": by ``plateau_decay`` after each
-    ``plateau_patience`` evaluations without a better CIDEr-D. ``clip_norm`` bounds the gradient's
-    norm at each step; where ``clip_value`` is not 0, each of its entries is bounded instead.
+    ``plateau_patience`` evaluations of a stage without a better CIDEr-D. ``clip_norm`` bounds the
+    gradient's norm at each step; where ``clip_value`` is not 0, each of its entries is bounded
+    instead.
     """
 
     lr: float = _ranged(1e-3, 0.0, 1.0)
@@ -358,7 +359,7 @@ class TrainingConfig(_Ranged):
     ema: float = _ranged(0.0, 0.0, 0.99999)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     features: str = ""
-    seed: int = 0
+    seed: int = _ranged(0, 0, 2**31 - 1)
     save_every: int = _ranged(100, 1, 10_000_000)
     validate_every: int = _ranged(0, 0, 10_000_000)
     patience: int = _ranged(0, 0, 100_000)
@@ -393,6 +394,14 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     self_critical: SelfCriticalConfig = SelfCriticalConfig()
+
+    def __post_init__(self) -> None:
+        """Check that the sections fit each other."""
+        if self.training.attention_penalty and not self.model.caption.attention:
+            raise ConfigError(
+                f"training.attention_penalty is {self.training.attention_penalty}, "
+                "but model.caption.attention is false; one of them must go"
+            )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

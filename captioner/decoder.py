@@ -131,9 +131,11 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def _mix(self, given: Tensor, feature: Tensor, share: float) -> Tensor:
-        probabilities = torch.softmax(self.output(self.dropout(feature)).float(), dim=-1)
-        drawn = torch.multinomial(probabilities, 1)[:, 0]
-        return torch.where(torch.rand_like(probabilities[:, 0]) < share, drawn, given)
+        logits = self.output(self.dropout(feature)).float()
+        # The Gumbel trick, which unlike torch.multinomial also takes what is not finite: such a
+        # step is left out further on.
+        drawn = (logits - torch.empty_like(logits).exponential_().log()).argmax(dim=-1)
+        return torch.where(torch.rand_like(logits[:, 0]) < share, drawn, given)
 
     def _embed(self, tokens: Tensor) -> Tensor:
         embedded: Tensor = self.embedding(tokens) * self.embedding.embedding_dim**0.5

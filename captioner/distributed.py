@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -21,17 +20,18 @@ __all__ = ["Group", "joined"]
 
 T = TypeVar("T")
 
-# The features of a large data set take hours, and one process encodes while the others wait.
-_PATIENCE = timedelta(days=2)
-
 
 @dataclass(frozen=True)
 class Group:
-    """The processes of a run; this one is ``rank`` of ``size``, ``local_rank`` on its machine."""
+    """The processes of a run; this one is ``rank`` of ``size``.
+
+    On its machine it is ``local_rank`` of ``local_size``.
+    """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    local_size: int = 1
 
     @property
     def main(self) -> bool:
@@ -66,15 +66,6 @@ class Group:
         if self.size > 1:
             distributed.barrier()
 
-    @contextmanager
-    def first_on_each_machine(self) -> Iterator[None]:
-        """Let one process of each machine go first; the others find what it has made."""
-        if self.local_rank:
-            self.wait()
-        yield
-        if not self.local_rank:
-            self.wait()
-
     def wrap(self, module: nn.Module) -> nn.Module:
         """Return a module whose gradients are the mean over the processes."""
         if self.size == 1:
@@ -96,8 +87,9 @@ def joined(device: torch.device) -> Iterator[Group]:
         yield Group()
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
-    distributed.init_process_group(backend, timeout=_PATIENCE)
+    distributed.init_process_group(backend)
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))
     try:
-        yield Group(int(os.environ["RANK"]), size, int(os.environ["LOCAL_RANK"]))
+        yield Group(int(os.environ["RANK"]), size, int(os.environ["LOCAL_RANK"]), local_size)
     finally:
         distributed.destroy_process_group()

@@ -22,7 +22,6 @@ from captioner.model import autocast
 from captioner.readers import DataError, Example
 from captioner.tags import TagSet, content_words
 from captioner.tokenizer import stem
-from captioner.vocabulary import SPECIAL
 
 __all__ = [
     "Evaluation",
@@ -130,7 +129,7 @@ def judge(
     captions, tags = [c for c, _ in found.values()], [t for _, t in found.values()]
     scores = score([caption.text for caption in captions], [e.captions for e in read])
     first = [of_one[:3] for of_one in tags]
-    frequent = [Tag(name, 1.0) for name in names.vocabulary.words[len(SPECIAL) :][:3]]
+    frequent = [Tag(name, 1.0) for name in names.most_frequent(3)]
     return Evaluation(
         read,
         captions,

@@ -231,12 +231,12 @@ class _Matrix:
         photographs, free = log.shape[0], shutil.disk_usage(self.folder).free
         needed = (photographs - log.rows) * log.row_bytes
         done = f", {log.rows:,} of them there already" if log.rows else ""
-        size = f"{needed / 1e9:.2f} GB to write in {self.folder}"
+        size = f"{needed / 1e6:,.1f} MB to write in {self.folder}"
         say(f"features of {photographs:,} photographs{done}: {size}")
         if needed > free:
             raise OSError(
                 f"{self.folder}: the features need {needed:,} bytes, and {free:,} are free; "
-                "make room, or set training.features to a folder on another disk"
+                "make room, or lay the run (or training.features) on another disk"
             )
 
     def write(self, log: _Log, photographs: _Photographs, encoded: Iterator[Encoded]) -> None:

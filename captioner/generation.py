@@ -16,7 +16,7 @@ from captioner.decoder import Decoder, DecoderState
 from captioner.search import Forbid, Hypothesis, NoEnding, NoRepeat, TokenRule, search
 from captioner.tags import Calibration, TagSet
 from captioner.tokenizer import detokenize
-from captioner.vocabulary import BOS, EOS, PAD, SPECIAL, UNK, Vocabulary
+from captioner.vocabulary import BOS, EOS, PAD, SPECIAL, UNK, UNSAID, Vocabulary
 
 __all__ = [
     "TAG_OPTIONS",
@@ -70,7 +70,7 @@ def token_rules(
 
     Raises ``ConfigError`` for a word that the vocabulary does not have.
     """
-    never = (PAD, BOS) if options.unknown else (PAD, BOS, UNK)
+    never = [token for token in UNSAID if not (options.unknown and token == UNK)]
     rules: list[TokenRule] = [Forbid([*never, *_tokens(options, "forbidden", vocabulary)])]
     if options.no_ending:
         no_ending = _tokens(options, "no_ending", vocabulary)
@@ -136,7 +136,7 @@ def write_tags(
     """
     rarity = torch.zeros(len(tags.vocabulary), device=grids[0].device)
     rarity[len(SPECIAL) :] = -_RARITY * torch.tensor(tags.frequencies).log()
-    rules: list[TokenRule] = [Forbid((PAD, BOS, UNK)), NoRepeat()]
+    rules: list[TokenRule] = [Forbid(UNSAID), NoRepeat()]
     return [
         _scored(hypotheses[0], tags.vocabulary, calibration)
         for hypotheses in _search(decoders, grids, rarity, TAG_OPTIONS, rules)

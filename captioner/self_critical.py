@@ -20,7 +20,7 @@ from captioner.model import CaptionModel, autocast
 from captioner.readers import Example
 from captioner.search import Forbid, draw_noise, search
 from captioner.tokenizer import detokenize
-from captioner.vocabulary import BOS, EOS, PAD, UNK, Vocabulary
+from captioner.vocabulary import BOS, EOS, PAD, UNSAID, Vocabulary
 
 __all__ = [
     "Reward",
@@ -31,7 +31,6 @@ __all__ = [
     "policy_log_probs",
 ]
 
-_NEVER = (PAD, BOS, UNK)
 _END = "</s>"  # no token of a caption
 
 
@@ -92,7 +91,7 @@ def draw(
     )
     first = torch.full((len(grid),), BOS, device=grid.device)
     noise = draw_noise(len(grid), options, generator)
-    rules = [Forbid(_NEVER)]
+    rules = [Forbid(UNSAID)]
     found = search(step, first, decoder.start(grid), options, rules, noise=noise)
     return [list(hypothesis.tokens) for image in found for hypothesis in image]
 
@@ -117,7 +116,7 @@ def policy_log_probs(
     keep = tokens[:, 1:] != PAD
     logits, _ = decoder(grid, tokens[:, :-1], keep)
     allowed = torch.zeros(logits.shape[-1], device=logits.device)
-    allowed[list(_NEVER)] = -torch.inf
+    allowed[list(UNSAID)] = -torch.inf
     log_probs = torch.log_softmax((logits.float() + allowed) / temperature, dim=-1)
     terms = log_probs.gather(1, tokens[:, 1:][keep][:, None])[:, 0]
     rows = keep.nonzero()[:, 0]

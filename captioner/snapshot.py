@@ -28,9 +28,9 @@ class Progress:
     """Where a run stands: what an epoch has done so far, and how its evaluations went.
 
     ``scores`` are the CIDEr-D of the present stage, ``stale`` counts those since the best of the
-    run, ``evaluated`` is the step of the last. ``skipped`` steps had no finite gradient, the last
-    ``in_a_row`` of them without another between. Chance needs no place: it is a function of the
-    step.
+    run, ``evaluated`` is the step of the last, since which there were ``steps`` in ``seconds``.
+    ``skipped`` steps had no finite gradient, the last ``in_a_row`` of them without another between.
+    Chance needs no place: it is a function of the step.
     """
 
     epoch: int = 0
@@ -44,6 +44,7 @@ class Progress:
     skipped: int = 0
     in_a_row: int = 0
     seconds: float = 0.0
+    steps: int = 0
 
 
 class Snapshot:

@@ -16,8 +16,11 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _AGAIN_SECONDS = 1.0
 
 
-class StoppedError(Exception):
-    """A run that was asked to stop, and has saved all it needs to go on."""
+class StoppedError(BaseException):
+    """A run that was asked to stop, and has saved all it needs to go on.
+
+    No ``Exception``, or whoever answers a broken file would take it for one.
+    """
 
 
 class Stopper:

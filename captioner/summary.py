@@ -61,6 +61,7 @@ class _Stage(NamedTuple):
     start: int
     end: int
     seconds: float
+    steps: int
 
     @property
     def time(self) -> str:
@@ -68,7 +69,7 @@ class _Stage(NamedTuple):
 
     @property
     def time_per_step(self) -> str:
-        return f"{self.seconds / max(self.end - self.start, 1):.3g} s"
+        return f"{self.seconds / max(self.steps, 1):.3g} s"
 
 
 def write_summary(run: Path, config: Config, references: Mapping[str, Sequence[str]]) -> Path:
@@ -122,7 +123,8 @@ def _stages(records: Iterable[Record]) -> Iterator[_Stage]:
     for name, group in groupby(records, lambda record: str(record["stage"])):
         members = list(group)
         end = members[-1]["step"]
-        yield _Stage(name, start, end, sum(record.get("seconds", 0.0) for record in members))
+        seconds, steps = (sum(r.get(key, 0) for r in members) for key in ("seconds", "steps"))
+        yield _Stage(name, start, end, seconds, steps)
         start = end
 
 

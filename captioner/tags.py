@@ -64,7 +64,7 @@ class TagSet:
         frequencies: Sequence[float] | None = None,
         min_captions: int = 2,
     ) -> None:
-        """Take tag names, most frequent first, and the share of photographs that have each.
+        """Take tag names, and the share of photographs that have each.
 
         ``min_captions`` is as in :meth:`of`. Raises ``ValueError`` for a share outside 0…1.
         """
@@ -81,6 +81,17 @@ class TagSet:
     def _by_stem(self) -> dict[str, str]:
         # Only learning needs stems; whoever tags a photograph need not wait for them.
         return {stem(name): name for name in reversed(self.vocabulary.words[len(SPECIAL) :])}
+
+    @cached_property
+    def _rarity(self) -> dict[str, tuple[float, int]]:
+        names = self.vocabulary.words[len(SPECIAL) :]
+        shares = zip(names, self.frequencies, strict=True)
+        return {name: (share, -place) for place, (name, share) in enumerate(shares)}
+
+    def most_frequent(self, count: int) -> list[str]:
+        """Return the tags that most photographs have."""
+        rarity = self._rarity
+        return sorted(rarity, key=rarity.__getitem__, reverse=True)[:count]
 
     @classmethod
     def build(cls, examples: Iterable[Example], size: int, min_count: int) -> TagSet:
@@ -120,8 +131,7 @@ class TagSet:
         del votes[""]
         needed = min(self._min_captions, len(example.captions))
         agreed = [name for name, count in votes.items() if count >= needed]
-        ids = dict(zip(agreed, self.vocabulary.encode(agreed), strict=False))
-        return sorted(agreed, key=lambda name: (-votes[name], -ids[name]))
+        return sorted(agreed, key=lambda name: (-votes[name], *self._rarity[name]))
 
 
 def _candidates(example: Example) -> Iterator[tuple[str, str]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -23,9 +24,10 @@ from captioner.dataset import Batch, CaptionDataset, Features, batches
 from captioner.distributed import Group, joined
 from captioner.evaluation import Evaluation, describe, feature_grids, judge, pixel_grids, tag_hits
 from captioner.features import encode_features
+from captioner.journal import locked
 from captioner.model import CaptionModel, choose_precision
 from captioner.optimization import build_average, build_optimizer, clip_gradients, rate_factor
-from captioner.readers import Example
+from captioner.readers import DataError, Example
 from captioner.runlog import RunLog
 from captioner.schedules import ramp
 from captioner.self_critical import Reward, SelfCritical
@@ -104,8 +106,9 @@ class Trainer:
         self._say = say
         settings = config.training
         self.precision = choose_precision(settings.precision, device)
-        self.workers = max(1, (os.cpu_count() or 1) // 2 // self.group.size)
+        self.workers = max(1, (os.cpu_count() or 1) // 2 // self.group.local_size)
         self.model = begun.model.to(device)
+        self.model.encoder.freeze(config.encoder.frozen_blocks)  # now, not after frozen epochs
         self.average = build_average(self.model, settings.ema) if settings.ema else None
         judged = self.model if self.average is None else cast(CaptionModel, self.average.module)
         self.checkpoint = replace(begun, model=judged)
@@ -152,13 +155,31 @@ class Trainer:
         """What the run continues from."""
         modules = {"model": self.model, "average": self.average}
         there = {name: module for name, module in modules.items() if module is not None}
-        path, digest = self.run / "resume.safetensors", self.data.digest()
-        return Snapshot(path, there, self.optimizer, self.config, digest)
+        path = self.run / "resume.safetensors"
+        return Snapshot(path, there, self.optimizer, self.config, self._digest())
+
+    def _digest(self) -> str:
+        """Return a hash of the data and of what its words are for the model."""
+        begun = self.checkpoint
+        words = (begun.vocabulary.words, begun.tags.vocabulary.words, begun.tags.frequencies)
+        return hashlib.sha256(f"{self.data.digest()} {words}".encode()).hexdigest()
 
     @cached_property
     def _reward(self) -> Reward:
         bleu_weight = self.config.self_critical.bleu_weight
         return Reward(self.data.train, self.checkpoint.vocabulary, bleu_weight)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until no other run writes to the folder, and keep others out of it."""
+        if not self.group.main:
+            yield
+            return
+        wait = partial(self.say, f"another process trains in {self.run}; waiting for its end")
+        with ExitStack() as stack:
+            with self._stopper.idle():
+                stack.enter_context(locked(str(self.run / "lock"), wait))
+            yield
 
     def train(self) -> None:
         """Train to the end, from the snapshot if there is one.
@@ -166,6 +187,9 @@ class Trainer:
         Raises ``StoppedError`` where a process was asked to stop, and ``TrainingError`` for a run
         that cannot go on; both after saving.
         """
+        digests = self.group.merge({self.group.rank: self._digest()})
+        if len(set(digests.values())) > 1:
+            raise ConfigError("the processes of this run do not see the same data")
         continued = self.snapshot.path.exists()
         if continued:
             self.progress = self.snapshot.read()
@@ -175,10 +199,14 @@ class Trainer:
             tensorboard = self.config.training.tensorboard
             self._log = RunLog(self.run, self.step if continued else None, tensorboard)
         with self._log or nullcontext():
-            while self.progress.epoch < self.stages[-1].end:
-                self.begin_epoch()
-                self._epoch()
-                self._end_epoch()
+            try:
+                while self.progress.epoch < self.stages[-1].end:
+                    self.begin_epoch()
+                    self._epoch()
+                    self._end_epoch()
+            except RuntimeError as error:
+                self._after(error)
+                raise
 
     @property
     def _place(self) -> str:
@@ -267,7 +295,7 @@ class Trainer:
     def _seed(self) -> None:
         """Make chance a function of the step, so that a resumed run needs no random state."""
         step = self.config.training.seed * 1_000_003 + self.step
-        torch.manual_seed(step * 1_009 + self.group.rank)
+        torch.manual_seed((step + 1) * 1_009 + self.group.rank)  # 0 drew the first weights
 
     def _set_rates(self) -> float:
         """Set the learning rates; each of the two kinds of learning has a rise and a fall."""
@@ -329,13 +357,8 @@ class Trainer:
         """Do a step and write it down."""
         for part in parts:
             self._name(part.unreadable)
-        try:
-            update = self.update(parts)
-        except RuntimeError as error:
-            self._after(error)
-            raise
-        progress = self.progress
-        progress.position += 1
+        update, progress = self.update(parts), self.progress
+        progress.position, progress.steps = progress.position + 1, progress.steps + 1
         if update is not None:
             self._count(update)
             progress.figure_sum += update.figure if update.finite else 0.0
@@ -355,12 +378,12 @@ class Trainer:
         self.say(f"step {self.step} skipped: its {self.figure} or gradient is not finite")
         if progress.in_a_row >= _HOPELESS:
             self.save()
-            rate = self.config.optimizer.lr
+            best = self.run / "best.safetensors"
+            start = f", which may begin from model.init = {str(best)!r}" if best.exists() else ""
             raise TrainingError(
                 f"no finite gradient in {_HOPELESS} steps in a row, up to step {self.step}; try an "
-                f"optimizer.lr lower than {rate}, a longer optimizer.warmup_steps, or "
-                'training.precision = "float32", in a new run, perhaps with '
-                f"model.init = {str(self.run / 'best.safetensors')!r}"
+                f"optimizer.lr lower than {self.config.optimizer.lr}, a longer "
+                'optimizer.warmup_steps, or training.precision = "float32", in a new run' + start
             )
 
     def _after(self, error: RuntimeError) -> None:
@@ -368,6 +391,8 @@ class Trainer:
 
         A group's other processes fail with it: their save is the run's.
         """
+        if isinstance(error, TrainingError):
+            return
         scarce = isinstance(error, torch.OutOfMemoryError) or any(
             sign in str(error) for sign in ("out of memory", "allocate memory")
         )
@@ -385,10 +410,11 @@ class Trainer:
         message = f"out of memory at step {self.step}, with {share} photographs at a time; "
         if share == 1:
             return message + "begin another run with a smaller model or preprocessing.size"
+        fewer = ", or with fewer self_critical.samples" if self.figure == "reward" else ""
         return message + (
             f"the run is saved: continue it with --set training.accumulation="
             f"{2 * settings.accumulation}, or begin another with a training.batch_size lower than "
-            f"{settings.batch_size}"
+            f"{settings.batch_size}{fewer}"
         )
 
     def evaluate(self) -> Evaluation:
@@ -403,6 +429,7 @@ class Trainer:
             self.figure: progress.figure_sum / max(progress.updates, 1),
             **result.as_dict(),
             "skipped": progress.skipped,
+            "steps": progress.steps,
         }
         self.checkpoint.provenance["figures"] = figures
         better = score > progress.best
@@ -410,7 +437,7 @@ class Trainer:
         progress.stale = 0 if better else progress.stale + 1
         progress.scores.append(score)
         self._tell(result, figures | {"seconds": round(progress.seconds, 1)})
-        progress.evaluated, progress.seconds = self.step, 0.0
+        progress.evaluated, progress.seconds, progress.steps = self.step, 0.0, 0
         if self.group.main:
             save_checkpoint(self.checkpoint, self.run / "last.safetensors")
             if better:
@@ -467,10 +494,10 @@ class Trainer:
         learnt = self.stage.name != "frozen" and settings.frozen_epochs < settings.epochs
         shared = settings.features != "" and not learnt
         folder = Path(settings.features) if shared else self.run / "features"
-        with self.group.first_on_each_machine():
-            return encode_features(
-                self.model.encoder, paths, folder, self.precision, self.workers, self.say, shared
-            )
+        # Of several processes one writes what the others, who wait for its lock, then find.
+        return encode_features(
+            self.model.encoder, paths, folder, self.precision, self.workers, self.say, shared
+        )
 
     def _name(self, unreadable: Mapping[str, str]) -> None:
         for path, why in unreadable.items():
@@ -487,6 +514,8 @@ class Trainer:
         stage, progress = self.stage, self.progress
         for named in self.group.merge({self.group.rank: self._named}).values():
             self._name(named)
+        if not progress.updates and not progress.skipped:
+            raise DataError("none of the photographs to train on could be read")
         last = progress.epoch + 1 == stage.end
         if progress.evaluated != self.step and (last or not self.config.training.validate_every):
             self.save()
@@ -511,6 +540,8 @@ class Trainer:
         for model in (self.model, self.checkpoint.model):
             model.load_state_dict(best)
         self.optimizer.state.clear()
+        if self.average is not None:
+            self.average.n_averaged.zero_()
 
     def save(self) -> None:
         """Write all that an exact continuation needs."""
@@ -542,7 +573,8 @@ def fit(
             trainer = Trainer(config, data, run, group.device(device), say, group, stopper)
         for note in data.notes:
             trainer.say(note)
-        trainer.train()
+        with trainer.alone():
+            trainer.train()
         if group.main:
             references = {str(example.image): example.captions for example in data.val}
             write_summary(run, trainer.config, references)

@@ -16,7 +16,7 @@ from captioner.config import Config, ConfigError, EncoderConfig, from_dict, to_d
 from captioner.encoder import Encoder, load_backbone_weights
 from captioner.readers import Example
 from captioner.tags import TagSet
-from captioner.tokenizer import tokenize
+from captioner.tokenizer import stem, tokenize
 from captioner.vocabulary import SPECIAL, Vocabulary
 
 __all__ = ["begin", "extend_tags", "extend_vocabulary", "grow", "inherit"]
@@ -28,13 +28,18 @@ def begin(config: Config, examples: Sequence[Example]) -> Checkpoint:
     Its config is the run's, with the sizes of the checkpoint ``model.init`` where it names one.
     Raises ``ConfigError`` and ``CheckpointError``.
     """
-    captions = (tokenize(c) for e in examples for c in e.captions)
-    words = Vocabulary.build(captions, config.data.vocabulary_size, config.data.min_count)
-    tags = TagSet.build(examples, config.data.tag_size, config.data.tag_min_count)
+    data = config.data
+    words = Vocabulary.build(
+        (tokenize(c) for e in examples for c in e.captions), data.vocabulary_size, data.min_count
+    )
+    tags = TagSet.build(examples, data.tag_size, data.tag_min_count)
+    origin: dict[str, Any] = {}
     if config.model.init:
-        init = config.model.init
-        source = load_checkpoint(default_path() if init == "default" else Path(init))
+        source = _load_source(config)
+        origin = {"source": source.provenance}
         begun = grow(source, inherit(config, source.config), words, tags)
+    elif len(words) == len(SPECIAL):
+        raise ConfigError(f"data.min_count is {data.min_count}; no word stands so often")
     else:
         model = build_model(config, words, tags)
         _load_encoder(model.encoder, config.encoder)
@@ -44,8 +49,22 @@ def begin(config: Config, examples: Sequence[Example]) -> Checkpoint:
         "captions": sum(len(example.captions) for example in examples),
         "begun from": Path(config.model.init or config.encoder.weights).name,
         "versions": f"captioner {__version__}, torch {torch.__version__}",
+        **origin,
     }
     return begun
+
+
+def _load_source(config: Config) -> Checkpoint:
+    init, weights = config.model.init, config.encoder.weights
+    if weights != EncoderConfig().weights:
+        raise ConfigError(
+            f"encoder.weights is {weights!r}, but the encoder is that of model.init, {init!r}; "
+            "leave one of them out"
+        )
+    path = default_path() if init == "default" else Path(init)
+    if path.is_dir():
+        raise ConfigError(f"model.init is {init!r}, a folder; name a checkpoint, a .safetensors")
+    return load_checkpoint(path)
 
 
 def _load_encoder(encoder: Encoder, config: EncoderConfig) -> None:
@@ -101,13 +120,16 @@ def _added(old: Vocabulary, new: Vocabulary) -> list[str]:
 
 
 def extend_tags(old: TagSet, new: TagSet) -> TagSet:
-    """Return the old tags, then the new; frequencies are the new data's where it has the tag."""
-    names = extend_vocabulary(old.vocabulary, new.vocabulary).words[len(SPECIAL) :]
-    shares = {
-        **dict(zip(old.vocabulary.words[len(SPECIAL) :], old.frequencies, strict=True)),
-        **dict(zip(new.vocabulary.words[len(SPECIAL) :], new.frequencies, strict=True)),
-    }
-    return TagSet(names, [shares[name] for name in names])
+    """Return the old tags, then the new; frequencies are the new data's where it has the tag.
+
+    Another spelling of an old tag is not added: of one stem only one tag is ever said.
+    """
+    names = old.vocabulary.words[len(SPECIAL) :]
+    stems = {stem(name): name for name in reversed(names)}
+    shares = dict(zip(names, old.frequencies, strict=True))
+    for name, share in zip(new.vocabulary.words[len(SPECIAL) :], new.frequencies, strict=True):
+        shares[name if name in shares else stems.get(stem(name), name)] = share
+    return TagSet(list(shares), list(shares.values()))
 
 
 def grow(source: Checkpoint, config: Config, words: Vocabulary, tags: TagSet) -> Checkpoint:
@@ -123,11 +145,13 @@ def grow(source: Checkpoint, config: Config, words: Vocabulary, tags: TagSet) ->
     for decoder in ("caption_decoder", "tag_decoder"):
         for rows in ("embedding.weight", "output.weight", "output.bias"):
             name = f"{decoder}.{rows}"
-            grown[name] = _with_rows(grown[name], len(model.get_parameter(name)))
+            grown[name] = _with_rows(grown[name], model.get_parameter(name).detach())
     model.load_state_dict(grown)
     return Checkpoint(model, config, words, tags)
 
 
-def _with_rows(rows: Tensor, count: int) -> Tensor:
-    mean = rows[len(SPECIAL) :].mean(dim=0, keepdim=True)
-    return torch.cat([rows, mean.expand(count - len(rows), *rows.shape[1:])])
+def _with_rows(rows: Tensor, fresh: Tensor) -> Tensor:
+    """Return the rows, and more of them, up to the number of rows of a fresh model."""
+    old = rows[len(SPECIAL) :]
+    more = fresh[len(rows) :]
+    return torch.cat([rows, old.mean(dim=0, keepdim=True).expand_as(more) if len(old) else more])

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-__all__ = ["BOS", "EOS", "PAD", "SPECIAL", "UNK", "Vocabulary"]
+__all__ = ["BOS", "EOS", "PAD", "SPECIAL", "UNK", "UNSAID", "Vocabulary"]
 
 PAD, BOS, EOS, UNK = range(4)
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
+
+UNSAID = (PAD, BOS, UNK)
+"""Ids that stand in no caption."""
 
 
 class Vocabulary:

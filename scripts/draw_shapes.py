@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,10 +24,13 @@ SHAPES = {"circle": 0, "square": 4, "triangle": 3, "hexagon": 6}
 PLACES = {"left": (64, 112), "right": (160, 112), "top": (112, 64), "bottom": (112, 160)}
 
 
-def draw(random: Random, path: Path) -> tuple[str, list[str], list[float]]:
+EACH = list(product(SHAPES, COLOURS, PLACES, range(30, 51)))
+
+
+def draw(each: tuple[str, str, str, int], path: Path) -> tuple[str, list[str], list[float]]:
     """Draw one shape; return its name, its captions and its box (x, y, width, height)."""
-    shape, colour, place = (random.choice(list(of)) for of in (SHAPES, COLOURS, PLACES))
-    (x, y), radius = PLACES[place], random.randint(30, 50)
+    shape, colour, place, radius = each
+    x, y = PLACES[place]
     picture = Image.new("RGB", (224, 224), "#eee")
     canvas = ImageDraw.Draw(picture)
     if SHAPES[shape]:
@@ -48,14 +52,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.folder.exists():
         parser.error(f"{args.folder} exists already")
-    random, splits = Random(args.seed), ("train", "val")
+    if args.count > len(EACH):
+        parser.error(f"--count is {args.count}; there are {len(EACH)} different pictures")
+    splits = ("train", "val")
     categories = [{"id": i, "name": name} for i, name in enumerate(SHAPES, 1)]
     data: dict[str, Any] = {split: {"images": [], "annotations": []} for split in splits}
     instances: list[dict[str, Any]] = []
     (args.folder / "images").mkdir(parents=True)
-    for number in range(args.count):
+    # None twice, or what is validated on would have been seen.
+    for number, each in enumerate(Random(args.seed).sample(EACH, args.count)):
         name, split = f"{number:06}.jpg", splits[number % 10 == 9]
-        shape, captions, box = draw(random, args.folder / "images" / name)
+        shape, captions, box = draw(each, args.folder / "images" / name)
         data[split]["images"].append({"id": number, "file_name": name})
         data[split]["annotations"] += [{"image_id": number, "caption": c} for c in captions]
         area, category = box[2] * box[3], list(SHAPES).index(shape) + 1

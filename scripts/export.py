@@ -42,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         config,
         data=replace(config.data, **nowhere),
         encoder=replace(config.encoder, weights="default"),
+        model=replace(config.model, init=""),
+        training=replace(config.training, features=""),
     )
     checkpoint.provenance |= dict(note.partition("=")[::2] for note in args.provenance)
     save_checkpoint(checkpoint, args.target, args.storage)

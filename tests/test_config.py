@@ -49,6 +49,10 @@ def test_overrides(tmp_path: Path) -> None:
         ("[optimiser]\nlr = 1.0", "unknown key 'optimiser'; known here: data, "),
         ("[optimizer]\nrate = 1.0", "unknown key 'optimizer.rate'; known here: lr, "),
         ("[optimizer]\nlr = 'fast'", "'optimizer.lr' is 'fast'; it takes a value of type float"),
+        (
+            "training.attention_penalty = 1\nmodel.caption.attention = false",
+            r"attention_penalty is 1\.0, but model\.caption\.attention is false",
+        ),
         ("[training]\nepochs = -1", r"training\.epochs is -1; it takes 0 to"),
         ("[model.tags]\nhidden = 0", r"model\.tags\.hidden is 0"),
         ("[preprocessing]\nstd = [0, 1, 1]", r"preprocessing\.std is \(0"),

@@ -370,7 +370,7 @@ def test_the_size_is_said_before_it_is_written(cache: Cache, paths: list[str]) -
     with pytest.raises(KilledError):
         cache(paths)
     folder = cache.one("log.jsonl").parent
-    assert cache.said == [f"features of 7 photographs: 0.00 GB to write in {folder}"]
+    assert cache.said == [f"features of 7 photographs: 0.1 MB to write in {folder}"]
 
 
 RUN = """

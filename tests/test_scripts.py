@@ -153,7 +153,7 @@ def test_benchmark_measures_the_search(tmp_path: Path) -> None:
 
 def test_data_is_checked_before_training(tmp_path: Path) -> None:
     config, report = str(ROOT / "configs" / "shapes.toml"), tmp_path / "found.json"
-    run("draw_shapes", str(tmp_path / "shapes"), "--count", "20")  # more, and two would be alike
+    run("draw_shapes", str(tmp_path / "shapes"), "--count", "20")
     places = {
         "images": "images", "captions": "train.json", "instances": "instances.json",
         "val_captions": "val.json",

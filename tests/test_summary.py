@@ -38,7 +38,7 @@ def log_run(run: Path, images: list[str]) -> None:
             figures = {name: 7.5 - epoch, "bleu_4": cider_d / 2, "cider_d": cider_d}
             place = {"epoch": epoch + 1, "step": (epoch + 1) * STEPS, "stage": stage}
             captions = [f"{HOSTILE} {epoch + 1}"] * len(images)
-            more = {"different_tags": 1 + epoch, "seconds": 1_800.4}
+            more = {"different_tags": 1 + epoch, "seconds": 1_800.4, "steps": STEPS}
             log.evaluation({**place, **figures, **more}, images, captions)
 
 

@@ -210,7 +210,7 @@ def test_features_are_shared_until_the_encoder_learns(drawn: Config, tmp_path: P
     said: dict[str, list[str]] = {"first": [], "second": []}
     for run, lines in said.items():
         fit(config, tmp_path / run, CPU, lines.append)
-    written = [[line for line in lines if "GB to write" in line] for lines in said.values()]
+    written = [[line for line in lines if "MB to write" in line] for lines in said.values()]
     assert [len(lines) for lines in written] == [2, 1]
     assert str(tmp_path / "shared") in written[0][0]
     assert str(tmp_path / "second/features") in written[1][0]

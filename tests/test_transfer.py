@@ -8,8 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from captioner.checkpoint import Checkpoint, CheckpointError, save_checkpoint
-from captioner.config import Config, ConfigError, DataConfig, DecoderConfig, ModelConfig
+from captioner.checkpoint import Checkpoint, CheckpointError, build_model, save_checkpoint
+from captioner.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    DecoderConfig,
+    EncoderConfig,
+    ModelConfig,
+)
 from captioner.readers import Example
 from captioner.tags import TagSet
 from captioner.transfer import begin, extend_tags, extend_vocabulary
@@ -84,6 +91,38 @@ def test_frequencies_of_tags_are_the_new_datas() -> None:
     tags = extend_tags(TagSet(["dog", "man"], [0.5, 0.25]), TagSet(["man", "heron"], [0.75, 0.1]))
     assert tags.vocabulary.words[len(SPECIAL) :] == ("dog", "man", "heron")
     assert tags.frequencies == (0.5, 0.75, 0.1)
+
+
+def test_another_spelling_of_a_tag_is_not_another_tag() -> None:
+    tags = extend_tags(TagSet(["run", "dog"], [0.5, 0.25]), TagSet(["running", "cat"], [0.9, 0.1]))
+    assert tags.vocabulary.words[len(SPECIAL) :] == ("run", "dog", "cat")
+    assert tags.frequencies == (0.9, 0.25, 0.1)
+    assert tags.most_frequent(2) == ["run", "dog"]
+
+
+def test_a_source_without_tags_gets_some(tiny: Checkpoint, tmp_path: Path) -> None:
+    bare = replace(tiny, tags=TagSet([]))
+    bare.model = build_model(tiny.config, tiny.vocabulary, bare.tags)
+    begun = begin(config_from(bare, tmp_path), EXAMPLES)
+    assert begun.tags.vocabulary.words[len(SPECIAL) :] == ("heron",)
+    assert all(tensor.isfinite().all() for tensor in begun.model.state_dict().values())
+
+
+def test_what_cannot_be_meant_is_refused(tiny: Checkpoint, tmp_path: Path) -> None:
+    config = config_from(tiny, tmp_path)
+    with pytest.raises(ConfigError, match=r"encoder\.weights is 'x\.pth', but the encoder is that"):
+        begin(replace(config, encoder=EncoderConfig(weights="x.pth")), EXAMPLES)
+    with pytest.raises(ConfigError, match="a folder; name a checkpoint"):
+        begin(replace(config, model=ModelConfig(init=str(tmp_path))), EXAMPLES)
+    with pytest.raises(ConfigError, match=r"data\.min_count is 9; no word stands so often"):
+        begin(Config(data=DataConfig(min_count=9)), EXAMPLES)
+
+
+def test_where_it_comes_from_is_kept(tiny: Checkpoint, tmp_path: Path) -> None:
+    tiny.provenance = {"data": "drawn"}
+    provenance = begin(config_from(tiny, tmp_path), EXAMPLES).provenance
+    assert provenance["begun from"] == "source.safetensors"
+    assert provenance["source"] == {"data": "drawn"}
 
 
 def test_no_word_stands_twice() -> None:
