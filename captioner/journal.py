@@ -226,7 +226,11 @@ def locked(path: str, waiting: Callable[[], None] = lambda: None) -> Iterator[No
         except BlockingIOError:
             waiting()
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        finally:
+            # To close it is not enough: a process that was forked meanwhile has it open too.
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def check_replaceable(path: str) -> None:
