@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 __all__ = ["Attention"]
 
@@ -41,12 +44,36 @@ class Attention(nn.Module):
         once an image; ``grid`` is ``(B, N, D)``. K = R / B consecutive rows belong to one image.
         """
         images, cells, width = keys.shape
-        query = _steep(self.query(hidden)).view(images, -1, 1, width)
-        half = torch.addcmul(keys.new_ones(()), keys.unsqueeze(1), query).reciprocal_()
-        energy = half @ (-2.0 * self.energy.weight[0].to(half.dtype))
+        query = _steep(self.query(hidden)).view(images, -1, width)
+        energy = _Energy.apply(keys, query, self.energy.weight[0].to(keys.dtype))
         weights = torch.softmax(energy, dim=-1)
         context = torch.bmm(weights.to(grid.dtype), grid)
         return context.flatten(0, 1), weights.view(-1, cells)
+
+
+class _Energy(torch.autograd.Function):
+    """-2 v · s with s = 1 / (1 + e^2k e^2q), of each query and cell: ``(B, K, N)``.
+
+    The derivative of s by its exponent is -s (1 - s), so the gradients of keys and queries are sums
+    of one tensor; autograd would go through several of its size, the largest of a step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, keys: Tensor, query: Tensor, energy: Tensor) -> Tensor:
+        share = torch.addcmul(keys.new_ones(()), keys[:, None], query[:, :, None]).reciprocal_()
+        ctx.save_for_backward(keys, query, energy, share)
+        return share @ (-2.0 * energy)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        keys, query, energy, share = ctx.saved_tensors
+        gradient = gradient.to(share.dtype)
+        slope = torch.addcmul(share, share, share, value=-1.0).mul_(gradient[..., None])
+        twice = 2.0 * energy
+        of_keys = slope.sum(dim=1).mul_(twice).div_(keys)
+        of_query = slope.sum(dim=2).mul_(twice).div_(query)
+        return of_keys, of_query, (gradient.flatten() @ share.flatten(0, 2)).mul_(-2.0)
 
 
 def _steep(x: Tensor) -> Tensor:

@@ -92,8 +92,8 @@ class Decoder(nn.Module):
 
         Without attention the weights are uniform.
         """
-        features, weights, state = self._advance(self._embed(tokens), state)
-        return self.output(self.dropout(features)), weights, state
+        read, weights, state = self._advance(self._embed(tokens), state)
+        return self._logits(read), weights, state
 
     def forward(
         self,
@@ -115,23 +115,23 @@ class Decoder(nn.Module):
         """
         rows = torch.arange(len(grid), device=grid.device)[:, None]
         state = self.start(grid).select(rows.expand(-1, len(tokens) // len(grid)))
-        features: list[Tensor] = []
+        reads: list[Tensor] = []
         weights: list[Tensor] = []
         for position, embedded in enumerate(self._embed(tokens).unbind(dim=1)):
             if own_words and position:
-                embedded = self._embed(self._mix(tokens[:, position], features[-1], own_words))
+                embedded = self._embed(self._mix(tokens[:, position], reads[-1], own_words))
             if truncation and position and position % truncation == 0:
                 state = state.detach()
-            feature, weight, state = self._advance(embedded, state)
-            features.append(feature)
+            read, weight, state = self._advance(embedded, state)
+            reads.append(read)
             weights.append(weight)
-        stacked = self.dropout(torch.stack(features, dim=1))
+        stacked = torch.stack(reads, dim=1)
         kept = stacked if keep is None else stacked[keep]
-        return self.output(kept), torch.stack(weights, dim=1)
+        return self._logits(kept), torch.stack(weights, dim=1)
 
     @torch.no_grad()
-    def _mix(self, given: Tensor, feature: Tensor, share: float) -> Tensor:
-        logits = self.output(self.dropout(feature)).float()
+    def _mix(self, given: Tensor, read: Tensor, share: float) -> Tensor:
+        logits = self._logits(read).float()
         # The Gumbel trick, which unlike torch.multinomial also takes what is not finite: such a
         # step is left out further on.
         drawn = (logits - torch.empty_like(logits).exponential_().log()).argmax(dim=-1)
@@ -141,6 +141,10 @@ class Decoder(nn.Module):
         embedded: Tensor = self.embedding(tokens) * self.embedding.embedding_dim**0.5
         return self.dropout(embedded)  # type: ignore[no-any-return]
 
+    def _logits(self, read: Tensor) -> Tensor:
+        logits: Tensor = self.output(self.dropout(torch.tanh(self.fuse(self.dropout(read)))))
+        return logits
+
     def _advance(
         self, embedded: Tensor, state: DecoderState
     ) -> tuple[Tensor, Tensor, DecoderState]:
@@ -148,13 +152,13 @@ class Decoder(nn.Module):
         if self.attention is None:
             weights = grid.new_full((len(hidden), grid.shape[1]), 1.0 / grid.shape[1])
             hidden, cell = self._recur(embedded, hidden, cell)
-            fused = self.fuse(self.dropout(hidden))
+            read = hidden
         else:
             context, weights = self.attention(hidden, keys, grid)
             context = torch.sigmoid(self.gate(hidden)) * context
             hidden, cell = self._recur(torch.cat([embedded, context], dim=-1), hidden, cell)
-            fused = self.fuse(self.dropout(torch.cat([hidden, context], dim=-1)))
-        return torch.tanh(fused), weights, DecoderState(grid, keys, hidden, cell)
+            read = torch.cat([hidden, context], dim=-1)
+        return read, weights, DecoderState(grid, keys, hidden, cell)
 
     def _recur(self, seen: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
         if isinstance(self.cell, nn.LSTMCell):

@@ -27,7 +27,9 @@ def build_optimizer(model: CaptionModel, config: OptimizerConfig) -> torch.optim
         {"params": decoders, "peak": config.lr},
         {"params": encoder, "peak": config.encoder_lr},
     ]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=config.weight_decay)
+    return torch.optim.AdamW(
+        groups, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True
+    )
 
 
 def rate_factor(config: OptimizerConfig, step: int, steps: int, scores: Sequence[float]) -> float:

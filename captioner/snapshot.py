@@ -113,8 +113,7 @@ class Snapshot:
             return
         _, state, name = key.split(".", 2)
         parameter = self._parameters[name]
-        value = tensor if state == "step" else tensor.to(parameter.device)
-        self._optimizer.state[parameter][state] = value
+        self._optimizer.state[parameter][state] = tensor.to(parameter.device)
 
 
 def _difference(saved: Mapping[str, Any], ours: Mapping[str, Any], where: str = "") -> str:

@@ -5,6 +5,7 @@
     python scripts/benchmark.py steadiness --images Flickr8k/images --split Flickr8k/dev.txt
     python scripts/benchmark.py folder --images Flickr8k/images      # and with --megapixels 12
     python scripts/benchmark.py growth
+    python scripts/benchmark.py training
 
 Times are compared in one process, in turn; a ratio is the median over rounds with its quartiles.
 With `--threads 1` they are of the processor's time, which other programs hardly disturb. The
@@ -30,6 +31,7 @@ from measures.folder import folder, growth
 from measures.metrics import metrics
 from measures.search import search, steadiness
 from measures.timing import Figures, Named
+from measures.training import training
 
 
 def machine(device: torch.device) -> str:
@@ -78,6 +80,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     kind.add_argument("--batch-size", type=int, default=32)
     kind.add_argument("--workers", type=int, default=max(2, os.cpu_count() or 1))
     add(growth).add_argument("--count", type=int, default=100_000)
+    kind = add(training)
+    kind.add_argument("--batch", type=int, default=32, help="photographs a step")
+    kind.add_argument("--vocabulary", type=int, default=2500)
+    kind.add_argument("--photographs", type=int, default=1024, help="of an epoch")
+    kind.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"])
     return parser.parse_args(argv)
 
 

@@ -185,3 +185,12 @@ def test_mistakes_end_with_one_line(shapes: Path, tmp_path: Path) -> None:
     said = run("evaluate", "no.safetensors", "--images", ".", "--captions", "no.json", status=2)
     assert said.startswith("evaluate.py: no.json: cannot be read")
     assert "no such file" in run("export", "no.safetensors", "x.safetensors", status=2)
+
+
+def test_benchmark_measures_training(tmp_path: Path) -> None:
+    small = ["--photographs", "8", "--batch", "4", "--vocabulary", "50", "--precisions", "float32"]
+    output = ["--rounds", "2", "--output", str(tmp_path / "figures.json")]
+    run("benchmark", *output, "training", *small)
+    figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
+    assert figures["float32, step"]["step / floor"]["median"] > 1.0
+    assert figures["float32, data"]["in memory / real"]["median"] > 0.0
