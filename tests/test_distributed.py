@@ -47,7 +47,11 @@ def cases(drawn: Config) -> list[Config]:
         without_chance(drawn, batch_size=5, accumulation=2),
         base,
         replace(base, training=replace(base.training, batch_size=7, accumulation=3)),
-        replace(base, model=replace(base.model, caption=plain, tags=plain)),
+        replace(
+            base,
+            model=replace(base.model, caption=plain, tags=plain),
+            training=replace(base.training, attention_penalty=0.0),
+        ),
     ]
 
 

@@ -14,7 +14,7 @@ from processes import Moment, script, settings, struck
 from torch import nn
 
 from captioner.checkpoint import load_checkpoint
-from captioner.config import Config, ConfigError, SelfCriticalConfig
+from captioner.config import Config, ConfigError, EncoderConfig, SelfCriticalConfig
 from captioner.dataset import Features
 from captioner.distributed import Group
 from captioner.evaluation import Evaluation
@@ -393,6 +393,7 @@ def test_a_run_may_be_self_critical_alone(drawn: Config, tmp_path: Path) -> None
     first = fit(drawn, tmp_path / "first", CPU, quiet)
     config = replace(
         drawn,
+        encoder=EncoderConfig("resnet18"),
         model=replace(drawn.model, init=str(first)),
         training=replace(drawn.training, epochs=0),
         self_critical=SelfCriticalConfig(epochs=2, samples=2, lr=0.001),
