@@ -13,21 +13,29 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from contextlib import AbstractContextManager
+from dataclasses import fields, is_dataclass, replace
 from multiprocessing import get_context, set_start_method
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 
 from captioner.config import Config
+from captioner.evaluation import Evaluation
+from captioner.training import Trainer
 
 ROOT = Path(__file__).parent.parent
 
 # A process of it has torch already, and none of what pytest's own has begun.
 CONTEXT = get_context("forkserver")
 CONTEXT.set_forkserver_preload(["captioner.training"])
+
+
+# The best is neither the first nor the last, so that it is a state of its own.
+SCORES = {2: 0.2, 3: 0.1, 4: 0.3, 6: 0.5, 8: 0.4, 9: 0.45}
 
 
 class Ended(NamedTuple):
@@ -100,9 +108,21 @@ def _lines(config: Any, where: str) -> list[str]:
     return found
 
 
+def scripted_scores() -> AbstractContextManager[Any]:
+    """Return where evaluations find the CIDEr-D that stands in SCORES for their step."""
+    validate = Trainer._validate
+
+    def scored(trainer: Trainer) -> Evaluation:
+        result = validate(trainer)
+        return replace(result, scores=replace(result.scores, cider_d=SCORES[trainer.step]))
+
+    return patch.object(Trainer, "_validate", scored)
+
+
 def train(config: Config, run: Path, moment: Moment | None = None, number: int = 0) -> None:
     """Be scripts/train.py; at the moment a signal comes to the process and all that it started."""
     if moment is not None:
+        scripted_scores().__enter__()
         # Not its own doing: a worker obeys the process that it serves.
         command = ["kill", f"-{number}", "--", f"-{os.getpid()}"]
         strike(moment, lambda: subprocess.check_call(command, start_new_session=True))
