@@ -46,6 +46,7 @@ _FIGURES = {
     "tag_precision": _Figure("Tags right, %", ".1f", 100.0),
     "tag_baseline": _Figure("Baseline, %", ".1f", 100.0),
     "seconds": _Figure("Seconds", ",.0f"),
+    "steps": _Figure("Steps", ",.0f"),
 }
 _CHARTS = ("loss", "reward", "rate", "gradient_norm", "cider_d", "bleu_4")
 _MOST_POINTS = 200

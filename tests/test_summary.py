@@ -98,11 +98,22 @@ def test_evaluations_are_a_table(shown: Browser) -> None:
     head, *rows = table(shown, "Evaluations")
     assert head == [
         *("Epoch", "Step", "Stage", "Loss", "BLEU-4", "CIDEr-D"),
-        *("Different tags", "Seconds", "Reward"),
+        *("Different tags", "Seconds", "Steps", "Reward"),
     ]
-    assert rows[1] == ["2", "2,000", "frozen", "6.500", "20.6", "41.2", "2", "1,800", "–"]
+    assert rows[1] == ["2", "2,000", "frozen", "6.500", "20.6", "41.2", "2", "1,800", "1,000", "–"]
     assert rows[2][0] == "3 ★"
-    assert rows[3] == ["4", "4,000", "self-critical", "–", "27.5", "55.0", "4", "1,800", "4.500"]
+    assert rows[3] == [
+        "4",
+        "4,000",
+        "self-critical",
+        "–",
+        "27.5",
+        "55.0",
+        "4",
+        "1,800",
+        "1,000",
+        "4.500",
+    ]
     assert texts(shown, "tr.best td:first-child") == ["3 ★"]
 
 
