@@ -131,11 +131,12 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def _mix(self, given: Tensor, read: Tensor, share: float) -> Tensor:
-        logits = self._logits(read).float()
+        own = (torch.rand(len(given), device=given.device) < share).nonzero()[:, 0]
+        logits = self._logits(read[own]).float()
         # The Gumbel trick, which unlike torch.multinomial also takes what is not finite: such a
         # step is left out further on.
         drawn = (logits - torch.empty_like(logits).exponential_().log()).argmax(dim=-1)
-        return torch.where(torch.rand_like(logits[:, 0]) < share, drawn, given)
+        return given.index_copy(0, own, drawn)
 
     def _embed(self, tokens: Tensor) -> Tensor:
         embedded: Tensor = self.embedding(tokens) * self.embedding.embedding_dim**0.5
