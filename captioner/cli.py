@@ -411,25 +411,25 @@ def _check_existing(output: str, journal: str) -> None:
 def _check_image_ids(photographs: Sequence[Found]) -> None:
     from captioner.outputs import coco_image_id
 
-    seen: dict[int, str] = {}
     for path, _ in photographs:
-        image_id = coco_image_id(path)
-        if image_id is None:
+        if coco_image_id(path) is None:
             raise _UsageError(f"{path}: its name ends in no number to be a COCO image id")
-        if image_id in seen:
-            raise _UsageError(f"{path} and {seen[image_id]} have the same COCO image id")
-        seen[image_id] = path
+    _check_different(photographs, coco_image_id, "COCO image id")
 
 
 def _check_sidecars(photographs: Sequence[Found], kind: str) -> None:
     from captioner.outputs import sidecar_path
 
-    seen: dict[str, str] = {}
+    _check_different(photographs, lambda path: sidecar_path(path, kind), "sidecar")
+
+
+def _check_different(photographs: Sequence[Found], of: Callable[[str], object], what: str) -> None:
+    seen: dict[object, str] = {}
     for path, _ in photographs:
-        sidecar = sidecar_path(path, kind)
-        if sidecar in seen:
-            raise _UsageError(f"{path} and {seen[sidecar]} have the same sidecar, {sidecar}")
-        seen[sidecar] = path
+        value = of(path)
+        if value in seen:
+            raise _UsageError(f"{path} and {seen[value]} have the same {what}, {value}")
+        seen[value] = path
 
 
 @contextmanager

@@ -134,8 +134,8 @@ class References:
         corpus: Sequence[Sequence[Words]] | None = None,
     ) -> None:
         """Count the references."""
-        for images in (references, *([] if corpus is None else [corpus])):
-            _check_images(images)
+        for given in (references, *([] if corpus is None else [corpus])):
+            _check_images(given)
         self._ids: dict[str, int] = {}
         self._words = [[words or [""] for words in captions] for captions in references]
         # Where each image's captions begin and end, of all.

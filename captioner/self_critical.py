@@ -7,6 +7,7 @@ the baseline is that of Luo, "A better variant of self-critical sequence trainin
 from __future__ import annotations
 
 from collections.abc import Sequence
+from random import Random
 
 import torch
 from torch import Tensor, nn
@@ -75,11 +76,12 @@ def draw(
     samples: int,
     temperature: float,
     max_words: int,
-    generator: torch.Generator,
+    seeds: Sequence[int],
 ) -> list[list[int]]:
     """Draw S captions an image of the grid ``(B, N, D)``: lists of ids, R = B·S in all.
 
-    The logits are divided by ``temperature``, which is part of the policy.
+    The logits are divided by ``temperature``, which is part of the policy. What is drawn for an
+    image depends on its seed, one of ``seeds`` ``(B,)``, and not on what else is in the batch.
     """
 
     def step(tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
@@ -90,7 +92,8 @@ def draw(
         sample=True, num_captions=samples, temperature=temperature, max_words=max_words
     )
     first = torch.full((len(grid),), BOS, device=grid.device)
-    noise = draw_noise(len(grid), options, generator)
+    each = [draw_noise(1, options, torch.Generator().manual_seed(seed)) for seed in seeds]
+    noise = torch.cat(each)
     rules = [Forbid(UNSAID)]
     found = search(step, first, decoder.start(grid), options, rules, noise=noise)
     return [list(hypothesis.tokens) for image in found for hypothesis in image]
@@ -132,7 +135,8 @@ class SelfCritical(nn.Module):
     """The loss of a batch of features: captions are drawn and rewarded; the decoder alone learns.
 
     The loss and the reward are means over all captions drawn in a step, of which a batch may be
-    only a part.
+    only a part. ``seed`` is the present step's: with a photograph's place in the data it says what
+    is drawn, whoever has the photograph.
     """
 
     def __init__(
@@ -146,6 +150,7 @@ class SelfCritical(nn.Module):
         super().__init__()
         self.decoder, self._project = model.caption_decoder, model.project
         self._reward, self._settings, self._precision = reward, settings, precision
+        self.seed = 0
 
     def counts(self, batch: Batch) -> Tensor:
         """Return how many captions are drawn for a batch: ``(1,)``."""
@@ -160,10 +165,10 @@ class SelfCritical(nn.Module):
             return no_loss(self.parameters()), totals.new_zeros(())
         samples, temperature = self._settings.samples, self._settings.temperature
         limit, device = SearchOptions.max_words, totals.device
-        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        seeds = [Random(f"{self.seed}/{place}").getrandbits(62) for place in batch.places]
         with autocast(device, self._precision), torch.no_grad():
             grid = self._project(batch.images.to(device).float())
-            captions = draw(self.decoder, grid, samples, temperature, limit, generator)
+            captions = draw(self.decoder, grid, samples, temperature, limit, seeds)
         # Not in the same autocast: it keeps the weights as it cast them, here without gradient.
         with autocast(device, self._precision):
             log_probs = policy_log_probs(self.decoder, grid, captions, temperature, limit)

@@ -296,6 +296,8 @@ class Trainer:
         """Make chance a function of the step, so that a resumed run needs no random state."""
         step = self.config.training.seed * 1_000_003 + self.step
         torch.manual_seed((step + 1) * 1_009 + self.group.rank)  # 0 drew the first weights
+        if isinstance(self.objective, SelfCritical):
+            self.objective.seed = step
 
     def _set_rates(self) -> float:
         """Set the learning rates; each of the two kinds of learning has a rise and a fall."""

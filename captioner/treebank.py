@@ -21,7 +21,7 @@ _WITHIN = str.maketrans(dict.fromkeys("\n\r\v\f\u2028\u2029", " "))  # would end
 
 # The usual words; what the rules make of one of them depends on no neighbour.
 _USUAL = re.compile(r"([A-Za-z]+|,(?= )|\.(?=\n|\Z))(?=[ \n]|\Z)| [ \t\xA0\u2000-\u200A\u3000]*")
-_SPLIT = re.compile(r"(can)(not)|(gon|wan)(na)|(got)(ta)|(lem|gim)(me)", re.IGNORECASE)
+_SPLIT = re.compile(r"cannot|gonna|wanna|gotta|lemme|gimme", re.IGNORECASE)
 
 _SPACE = r"[ \t\xA0\u2000-\u200A\u3000]"
 _BLANK = r"[ \t\xA0\u2000-\u200A\u3000\n\x85]"

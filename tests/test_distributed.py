@@ -52,6 +52,11 @@ def cases(drawn: Config) -> list[Config]:
             model=replace(base.model, caption=plain, tags=plain),
             training=replace(base.training, attention_penalty=0.0),
         ),
+        replace(
+            base,
+            training=replace(base.training, epochs=0, batch_size=7),
+            self_critical=SelfCriticalConfig(epochs=1, samples=4, temperature=1.0, lr=0.0),
+        ),
     ]
 
 
