@@ -92,7 +92,11 @@ class CaptionDataset(Dataset["_Item | tuple[str, str]"]):
         if sum(part.photographs for part in self._parts) != len(examples):
             raise ValueError(f"{self._parts} are not of {len(examples)} photographs")
         self.paths = [str(example.image) for example in examples]
-        words = [[tokenize(caption) for caption in e.captions] for e in examples]
+        # From the longest to the shortest: a decoder goes on with the first of them alone.
+        words = [
+            sorted((tokenize(caption) for caption in e.captions), key=len, reverse=True)
+            for e in examples
+        ]
         # A caption that is cut has no EOS, or the decoder would learn to end in the middle.
         limit = max_words + 1
         self._captions = [[vocabulary.encode(w)[:limit] for w in captions] for captions in words]

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from captioner.attention import Attention
 from captioner.config import DecoderConfig
@@ -37,6 +38,12 @@ class DecoderState(NamedTuple):
             grid, keys = grid[images], keys[images]
         flat = rows.flatten()
         return DecoderState(grid, keys, self.hidden[flat], self.cell[flat])
+
+    def first(self, captions: int) -> DecoderState:
+        """Keep the first ``captions`` rows of each image."""
+        images = len(self.grid)
+        hidden, cell = (_first(rows, images, captions) for rows in (self.hidden, self.cell))
+        return self._replace(hidden=hidden, cell=cell)
 
     def detach(self) -> DecoderState:
         """Return the same state, through which no gradient goes back to earlier positions."""
@@ -107,14 +114,17 @@ class Decoder(nn.Module):
 
         ``tokens`` begins with BOS; K = R / B consecutive rows belong to one image. The weights
         are ``(R, L, N)``. ``keep``, ``(R, L)`` of bool, asks for the logits of P positions alone,
-        ``(P, V)``: no time is spent on padding.
+        ``(P, V)``. No position is computed that no caption of its rank has left: it is quickest
+        with each image's captions from the longest to the shortest. Weights are 0 there.
 
         ``own_words`` is the share of words that are not the given ones, but drawn from what the
         decoder said before (Bengio et al., "Scheduled Sampling", 2015). Gradients go back through
         the state for at most ``truncation`` positions, or all the way if it is 0.
         """
-        rows = torch.arange(len(grid), device=grid.device)[:, None]
-        state = self.start(grid).select(rows.expand(-1, len(tokens) // len(grid)))
+        images, captions = len(grid), len(tokens) // len(grid)
+        left = _left(torch.ones_like(tokens) if keep is None else keep, images)
+        rows = torch.arange(images, device=grid.device)[:, None]
+        state = self.start(grid).select(rows.expand(-1, captions))
         reads: list[Tensor] = []
         weights: list[Tensor] = []
         for position, embedded in enumerate(self._embed(tokens).unbind(dim=1)):
@@ -122,9 +132,10 @@ class Decoder(nn.Module):
                 embedded = self._embed(self._mix(tokens[:, position], reads[-1], own_words))
             if truncation and position and position % truncation == 0:
                 state = state.detach()
-            read, weight, state = self._advance(embedded, state)
-            reads.append(read)
-            weights.append(weight)
+            embedded = _first(embedded, images, left[position])
+            read, weight, state = self._advance(embedded, state.first(left[position]))
+            reads.append(_filled(read, images, captions))
+            weights.append(_filled(weight, images, captions))
         stacked = torch.stack(reads, dim=1)
         kept = stacked if keep is None else stacked[keep]
         return self._logits(kept), torch.stack(weights, dim=1)
@@ -166,3 +177,26 @@ class Decoder(nn.Module):
             hidden, cell = self.cell(seen, (hidden, cell))
             return hidden, cell
         return self.cell(seen, hidden), cell
+
+
+def _left(keep: Tensor, images: int) -> list[int]:
+    """Return how many rows an image has to go on with at each position, at most."""
+    wanted = keep.view(images, -1, keep.shape[1]).any(dim=0)
+    ranks = torch.arange(1, len(wanted) + 1, device=keep.device)[:, None]
+    last = (wanted * ranks).amax(dim=0).clamp(min=1)
+    found: list[int] = last.flip(0).cummax(dim=0).values.flip(0).tolist()
+    return found
+
+
+def _first(rows: Tensor, images: int, captions: int) -> Tensor:
+    return _by_image(rows, images)[:, :captions].flatten(0, 1)
+
+
+def _filled(rows: Tensor, images: int, captions: int) -> Tensor:
+    """Add rows of zeros, so that each image has as many as it has captions."""
+    some = _by_image(rows, images)
+    return F.pad(some, (0, 0, 0, captions - some.shape[1])).flatten(0, 1)
+
+
+def _by_image(rows: Tensor, images: int) -> Tensor:
+    return rows.view(images, len(rows) // images, rows.shape[1])

@@ -97,6 +97,28 @@ def test_kept_positions_are_those_of_the_whole() -> None:
     torch.testing.assert_close(decoder(grid, tokens, keep)[0], decoder(grid, tokens)[0][keep])
 
 
+def test_captions_that_have_ended_are_left_out() -> None:
+    decoder, (grid, tokens) = make(True), inputs()
+    lengths = torch.tensor([9, 7, 2, 5, 8, 3])[: B * K]
+    keep = torch.arange(L) < lengths[:, None]
+    rows: list[int] = []
+    handle = decoder.cell.register_forward_hook(lambda _, read, __: rows.append(len(read[0])))
+    logits, weights = decoder(grid, tokens, keep)
+    handle.remove()
+    ranks = lengths.view(B, K).amax(dim=0).tolist()
+    left = [max((k for k, rank in enumerate(ranks, 1) if rank > t), default=1) for t in range(L)]
+    assert rows == [B * captions for captions in left]
+    assert min(left) < max(left)
+    expected, looked = decoder(grid, tokens)
+    torch.testing.assert_close(logits, expected[keep])
+    torch.testing.assert_close(weights[keep], looked[keep])
+    names, parameters = zip(*decoder.named_parameters(), strict=True)
+    found = torch.autograd.grad(logits.square().sum(), parameters)
+    wanted = torch.autograd.grad(expected[keep].square().sum(), parameters)
+    for name, gradient, other in zip(names, found, wanted, strict=True):
+        torch.testing.assert_close(gradient, other, msg=name)
+
+
 def test_gradient_at_padding_is_zero() -> None:
     decoder, (grid, tokens) = make(True), inputs()
     targets = tokens.clone()
