@@ -171,11 +171,11 @@ def read_pixels(path: FilePath, preprocessing: Preprocessing) -> np.ndarray:
 def augment(image: Image.Image, random: Random) -> tuple[Image.Image, bool]:
     """Return a random view of an RGB image, and whether it is mirrored.
 
-    The view is a box of 70 to 100 % of each side; half of them are mirrored. Brightness, contrast
+    The view is a box of 80 to 100 % of each side; half of them are mirrored. Brightness, contrast
     and saturation change by 20 % at most, the hue does not: captions name colours. A quarter has
     been through a JPEG of quality 30 to 90.
     """
-    width, height = (random.uniform(0.7, 1.0) * side for side in image.size)
+    width, height = (random.uniform(0.8, 1.0) * side for side in image.size)
     left = random.uniform(0.0, image.width - width)
     top = random.uniform(0.0, image.height - height)
     view = image.transform(

@@ -144,7 +144,7 @@ def test_augmentation_repeats_and_mirrors() -> None:
     for (view, mirrored), seed in zip(views, range(40), strict=True):
         left, right = np.asarray(view)[:, 4].mean(), np.asarray(view)[:, -5].mean()
         assert (left < right) == mirrored
-        assert 44 <= min(view.size) <= max(view.size) <= 64
+        assert 51 <= min(view.size) <= max(view.size) <= 64
         assert augment(image, Random(seed))[0].tobytes() == view.tobytes()
     assert 8 < sum(mirrored for _, mirrored in views) < 32
 
