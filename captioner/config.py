@@ -332,8 +332,11 @@ class TrainingConfig(_Ranged):
     photographs of a step, each with all its captions, over all processes; ``accumulation`` is in
     how many parts, one after the other, each process reads its share. ``augment`` shows each
     photograph in another view and light every epoch (:func:`captioner.images.augment`) once the
-    encoder learns. ``ema`` is the share that the moving average of the weights keeps of itself at
-    each step; where it is not 0, the average is what is validated and saved.
+    encoder learns. These views have ``view_size`` pixels a side, or ``preprocessing.size`` if it
+    is 0: cropped views show things larger than whole photographs do, so those may be judged at a
+    larger size than is learnt from (Touvron et al., "Fixing the train-test resolution
+    discrepancy", 2019, section 3). ``ema`` is the share that the moving average of the weights
+    keeps of itself at each step; where it is not 0, the average is what is validated and saved.
 
     ``own_words`` is the share of words that the decoder reads from itself at the end of teacher
     forcing, rising from 0 (scheduled sampling: Bengio et al. 2015). ``attention_penalty`` weighs
@@ -356,6 +359,7 @@ class TrainingConfig(_Ranged):
     truncation: int = _ranged(0, 0, 1_000)
     tag_weight: float = _ranged(0.5, 0.0, 100.0)
     augment: bool = True
+    view_size: int = _ranged(0, 0, 2048)
     ema: float = _ranged(0.0, 0.0, 0.99999)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     features: str = ""
@@ -365,6 +369,14 @@ class TrainingConfig(_Ranged):
     patience: int = _ranged(0, 0, 100_000)
     beam_size: int = _ranged(3, 1, 100)
     tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        """Check every range, and that there are views to have a size."""
+        super().__post_init__()
+        if self.view_size and not self.augment:
+            raise ConfigError(
+                f"view_size is {self.view_size}, but augment is false; one of them must go"
+            )
 
 
 @dataclass(frozen=True)
