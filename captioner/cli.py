@@ -411,10 +411,13 @@ def _check_existing(output: str, journal: str) -> None:
 def _check_image_ids(photographs: Sequence[Found]) -> None:
     from captioner.outputs import coco_image_id
 
-    for path, _ in photographs:
-        if coco_image_id(path) is None:
+    def image_id(path: str) -> int:
+        found = coco_image_id(path)
+        if found is None:
             raise _UsageError(f"{path}: its name ends in no number to be a COCO image id")
-    _check_different(photographs, coco_image_id, "COCO image id")
+        return found
+
+    _check_different(photographs, image_id, "COCO image id")
 
 
 def _check_sidecars(photographs: Sequence[Found], kind: str) -> None:

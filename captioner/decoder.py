@@ -122,7 +122,7 @@ class Decoder(nn.Module):
         the state for at most ``truncation`` positions, or all the way if it is 0.
         """
         images, captions = len(grid), len(tokens) // len(grid)
-        left = _left(torch.ones_like(tokens) if keep is None else keep, images)
+        left = [captions] * tokens.shape[1] if keep is None else _left(keep, images)
         rows = torch.arange(images, device=grid.device)[:, None]
         state = self.start(grid).select(rows.expand(-1, captions))
         reads: list[Tensor] = []

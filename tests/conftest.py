@@ -86,6 +86,15 @@ def draw_picture(path: Path, colour: str, size: tuple[int, int] = (64, 48)) -> P
     return path
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Let torch compute in one thread in this module."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def drawn_run(folder: Path) -> Config:
     """Return the config of a run on eight pictures drawn there, each with its own caption."""
     lines = []

@@ -15,7 +15,6 @@ from random import Random
 from typing import Any
 
 import pytest
-import torch
 
 from captioner.checkpoint import Checkpoint, save_checkpoint
 from captioner.cli import main
@@ -25,6 +24,9 @@ from conftest import draw_picture
 
 # More of them for a long night.
 KILLS = int(os.environ.get("CAPTIONER_KILLS", "18"))
+
+# Runs go on side by side here: threads of one would wait for those of another.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 Capture = pytest.CaptureFixture[bytes]
 
@@ -87,15 +89,6 @@ def model(small: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> list[s
     path = tmp_path_factory.mktemp("model") / "small.safetensors"
     save_checkpoint(small, path)
     return ["--model", str(path), "--precision", "float32"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Keep torch's threads from waiting for each other where others are at work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

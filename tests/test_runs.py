@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,9 @@ from captioner.sources import read_data
 from captioner.training import Trainer, TrainingError, Update, fit
 from conftest import COLOURS, drawn_run
 
+# The runs that are killed have one thread, and sums depend on how many there are.
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 
 STAGES = [stage for stage in ("frozen", "end to end", "self-critical") for _ in range(2)]
@@ -41,15 +43,6 @@ def remains(run: Path) -> dict[str, Any]:
     checkpoints = {name: (run / f"{name}.safetensors").read_bytes() for name in ("best", "last")}
     log = [{k: v for k, v in record.items() if k != "seconds"} for record in read_log(run)]
     return {**checkpoints, "log": log}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Give runs in this process the one thread of those in others: sums depend on how many."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
