@@ -37,15 +37,16 @@ class Attention(nn.Module):
         """Return e^2k for the keys k = W_k g ``(B, N, A)`` of a grid ``(B, N, D)``."""
         return _steep(self.keys(grid))
 
-    def forward(self, hidden: Tensor, keys: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, query: Tensor, keys: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
         """Return the context ``(R, D)`` and the weights ``(R, N)`` of each row.
 
-        ``hidden`` is ``(R, H)``; ``keys``, ``(B, N, A)``, is ``self.project(grid)``, computed
-        once an image; ``grid`` is ``(B, N, D)``. K = R / B consecutive rows belong to one image.
+        ``query``, ``(R, A)``, is W_q h; ``keys``, ``(B, N, A)``, is ``self.project(grid)``,
+        computed once an image; ``grid`` is ``(B, N, D)``. K = R / B consecutive rows belong to
+        one image.
         """
         images, cells, width = keys.shape
-        query = _steep(self.query(hidden)).view(images, -1, width)
-        energy = _Energy.apply(keys, query, self.energy.weight[0].to(keys.dtype))
+        steep = _steep(query).view(images, -1, width)
+        energy = _Energy.apply(keys, steep, self.energy.weight[0].to(keys.dtype))
         weights = torch.softmax(energy, dim=-1)
         context = torch.bmm(weights.to(grid.dtype), grid)
         return context.flatten(0, 1), weights.view(-1, cells)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from captioner.attention import Attention
 from captioner.config import DecoderConfig
+from captioner.recurrence import Layer, recur
 
 __all__ = ["Decoder", "DecoderState"]
 
@@ -50,6 +52,11 @@ class DecoderState(NamedTuple):
         return self._replace(hidden=self.hidden.detach(), cell=self.cell.detach())
 
 
+# From a context to the cell's product of it and a word; from a hidden state to its products for the
+# cell, the gate and the attention.
+_Heard = Callable[[Tensor], Tensor]
+_Told = Callable[[Tensor], Sequence[Tensor]]
+
 _CELLS = {"lstm": nn.LSTMCell, "gru": nn.GRUCell, "rnn": nn.RNNCell}
 
 
@@ -71,6 +78,7 @@ class Decoder(nn.Module):
         self._widths = [hidden, hidden if config.cell == "lstm" else 0]
         self.initial = nn.Linear(grid_width, sum(self._widths))
         self.cell = _CELLS[config.cell](embedding + context, hidden)
+        self._kind = config.cell
         self.attention: Attention | None = None
         if config.attention:
             self.attention = Attention(grid_width, hidden, config.attention_width)
@@ -79,7 +87,7 @@ class Decoder(nn.Module):
         self.output = nn.Linear(embedding, vocabulary_size)
         self.tied = config.tied
         self.tie()
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = _Dropout(config.dropout)
         nn.init.normal_(self.embedding.weight, std=embedding**-0.5)
         nn.init.zeros_(self.output.bias)
 
@@ -99,7 +107,7 @@ class Decoder(nn.Module):
 
         Without attention the weights are uniform.
         """
-        read, weights, state = self._advance(self._embed(tokens), state)
+        read, weights, state = self._advance(state, self._hear(tokens), self._tell)
         return self._logits(read), weights, state
 
     def forward(
@@ -125,20 +133,38 @@ class Decoder(nn.Module):
         left = [captions] * tokens.shape[1] if keep is None else _left(keep, images)
         rows = torch.arange(images, device=grid.device)[:, None]
         state = self.start(grid).select(rows.expand(-1, captions))
+        given = [_first(t, images, n) for t, n in zip(tokens.unbind(dim=1), left, strict=True)]
+        reads, weights = self._unroll(given, state, own_words, truncation)
+        places, reached = _places(left, images, captions, grid.device)
+        logits = self._logits(reads[places if keep is None else places[keep]])
+        return logits, weights[places] * reached[:, :, None]
+
+    def _unroll(
+        self, given: list[Tensor], state: DecoderState, own_words: float, truncation: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return what the rows of all positions read ``(P, H + D)``, and their weights ``(P, N)``.
+
+        ``given`` is the tokens of each position: of the first captions of each image, never of
+        more than at the position before.
+        """
+        images, sizes = len(state.grid), [len(tokens) for tokens in given]
+        known = 1 if own_words else len(given)  # what it says itself comes later
+        heard = self._hear_all(torch.cat(given[:known]), sizes[:known], state.hidden.dtype)
+        told = self._tell_all(sizes, state.hidden.dtype)
         reads: list[Tensor] = []
         weights: list[Tensor] = []
-        for position, embedded in enumerate(self._embed(tokens).unbind(dim=1)):
-            if own_words and position:
-                embedded = self._embed(self._mix(tokens[:, position], reads[-1], own_words))
+        for position, tokens in enumerate(given):
+            captions = len(tokens) // images
+            state = state.first(captions)
             if truncation and position and position % truncation == 0:
                 state = state.detach()
-            embedded = _first(embedded, images, left[position])
-            read, weight, state = self._advance(embedded, state.first(left[position]))
-            reads.append(_filled(read, images, captions))
-            weights.append(_filled(weight, images, captions))
-        stacked = torch.stack(reads, dim=1)
-        kept = stacked if keep is None else stacked[keep]
-        return self._logits(kept), torch.stack(weights, dim=1)
+            if position >= known:
+                mixed = self._mix(tokens, _first(reads[-1], images, captions), own_words)
+                heard = self._hear(mixed)
+            read, weight, state = self._advance(state, heard, told)
+            reads.append(read)
+            weights.append(weight)
+        return torch.cat(reads), torch.cat(weights)
 
     @torch.no_grad()
     def _mix(self, given: Tensor, read: Tensor, share: float) -> Tensor:
@@ -153,30 +179,66 @@ class Decoder(nn.Module):
         embedded: Tensor = self.embedding(tokens) * self.embedding.embedding_dim**0.5
         return self.dropout(embedded)  # type: ignore[no-any-return]
 
+    def _hear(self, tokens: Tensor) -> _Heard:
+        """Begin the cell's product of a word and of the context of each row."""
+        embedded, cell = self._embed(tokens), self.cell
+
+        def heard(context: Tensor) -> Tensor:
+            return F.linear(torch.cat([embedded, context], dim=-1), cell.weight_ih, cell.bias_ih)
+
+        return heard
+
+    def _hear_all(self, tokens: Tensor, sizes: Sequence[int], dtype: torch.dtype) -> _Heard:
+        """Begin them for all positions, of as many rows as ``sizes`` says."""
+        weight, bias = self.cell.weight_ih, self.cell.bias_ih
+        return Layer(weight.to(dtype), bias.to(dtype), self._embed(tokens), sizes)
+
+    def _tell(self, hidden: Tensor) -> Sequence[Tensor]:
+        outer = F.linear(hidden, self.cell.weight_hh, self.cell.bias_hh)
+        if self.attention is None:
+            return outer, hidden[:, :0], hidden[:, :0]
+        return outer, self.gate(hidden), self.attention.query(hidden)
+
+    def _tell_all(self, sizes: Sequence[int], dtype: torch.dtype) -> _Told:
+        """Return how they are got at all positions, of as many rows as ``sizes`` says."""
+        weights, biases = [self.cell.weight_hh], [self.cell.bias_hh]
+        if self.attention is not None:
+            query = self.attention.query.weight
+            weights += [self.gate.weight, query]
+            biases += [self.gate.bias, query.new_zeros(len(query))]
+        weight, bias = torch.cat(weights).to(dtype), torch.cat(biases).to(dtype)
+        layer = Layer(weight, bias, weight.new_empty(sum(sizes), 0), sizes)
+        widths = [*map(len, weights), 0, 0][:3]
+        return lambda hidden: torch.split(layer(hidden), widths, dim=-1)
+
     def _logits(self, read: Tensor) -> Tensor:
         logits: Tensor = self.output(self.dropout(torch.tanh(self.fuse(self.dropout(read)))))
         return logits
 
     def _advance(
-        self, embedded: Tensor, state: DecoderState
+        self, state: DecoderState, heard: _Heard, told: _Told
     ) -> tuple[Tensor, Tensor, DecoderState]:
         grid, keys, hidden, cell = state
+        outer, gate, query = told(hidden)
         if self.attention is None:
-            weights = grid.new_full((len(hidden), grid.shape[1]), 1.0 / grid.shape[1])
-            hidden, cell = self._recur(embedded, hidden, cell)
-            read = hidden
+            cells = grid.shape[1]
+            context, weights = gate, grid.new_full((len(hidden), cells), 1.0 / cells)
         else:
-            context, weights = self.attention(hidden, keys, grid)
-            context = torch.sigmoid(self.gate(hidden)) * context
-            hidden, cell = self._recur(torch.cat([embedded, context], dim=-1), hidden, cell)
-            read = torch.cat([hidden, context], dim=-1)
-        return read, weights, DecoderState(grid, keys, hidden, cell)
+            context, weights = self.attention(query, keys, grid)
+            context = torch.sigmoid(gate) * context
+        hidden, cell = recur(self._kind, heard(context), outer, hidden, cell)
+        read = torch.cat([hidden, context], dim=-1)
+        return read, weights, state._replace(hidden=hidden, cell=cell)
 
-    def _recur(self, seen: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-        if isinstance(self.cell, nn.LSTMCell):
-            hidden, cell = self.cell(seen, (hidden, cell))
-            return hidden, cell
-        return self.cell(seen, hidden), cell
+
+class _Dropout(nn.Dropout):
+    """Dropout with p < 1, whose draws on a processor cost less than half of torch's own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.p or x.is_cuda:
+            return super().forward(x)
+        kept = torch.rand(x.shape, device=x.device) >= self.p
+        return x * kept.to(x.dtype).div_(1.0 - self.p)
 
 
 def _left(keep: Tensor, images: int) -> list[int]:
@@ -189,14 +251,16 @@ def _left(keep: Tensor, images: int) -> list[int]:
 
 
 def _first(rows: Tensor, images: int, captions: int) -> Tensor:
-    return _by_image(rows, images)[:, :captions].flatten(0, 1)
+    """Return the rows of each image's first captions."""
+    return rows.view(images, len(rows) // images, *rows.shape[1:])[:, :captions].flatten(0, 1)
 
 
-def _filled(rows: Tensor, images: int, captions: int) -> Tensor:
-    """Add rows of zeros, so that each image has as many as it has captions."""
-    some = _by_image(rows, images)
-    return F.pad(some, (0, 0, 0, captions - some.shape[1])).flatten(0, 1)
-
-
-def _by_image(rows: Tensor, images: int) -> Tensor:
-    return rows.view(images, len(rows) // images, rows.shape[1])
+def _places(
+    left: Sequence[int], images: int, captions: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return where each row's positions stand among all computed, and which are: ``(R, L)``."""
+    ranks = torch.arange(captions, device=device)
+    reached = (ranks < torch.tensor(left, device=device)[:, None])[:, None].expand(-1, images, -1)
+    places = reached.flatten().cumsum(0).view(reached.shape) - 1
+    places, reached = (x.permute(1, 2, 0).flatten(0, 1) for x in (places, reached))
+    return places, reached

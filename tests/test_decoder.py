@@ -76,6 +76,19 @@ def test_select_moves_rows_and_drops_images(cell: Cell) -> None:
     torch.testing.assert_close(part, whole[rows[0]])
 
 
+def test_dropout_keeps_the_mean_and_follows_the_seed() -> None:
+    decoder, x = make(True).train(), torch.ones(300, 400)
+    torch.manual_seed(3)
+    found = decoder.dropout(x)
+    assert found.unique().tolist() == [0.0, 2.0]
+    assert abs(found.mean().item() - 1.0) < 4.0 / x.numel() ** 0.5
+    assert abs(found[:, 1:].mul(found[:, :-1]).mean().item() - 1.0) < 0.03  # no pattern
+    assert not torch.equal(decoder.dropout(x), found)
+    torch.manual_seed(3)
+    assert torch.equal(decoder.dropout(x), found)
+    assert torch.equal(decoder.eval().dropout(x), x)
+
+
 @pytest.mark.parametrize("attention", [True, False])
 def test_neighbours_change_nothing(attention: bool) -> None:
     decoder, (grid, tokens) = make(attention), inputs()
@@ -102,7 +115,8 @@ def test_captions_that_have_ended_are_left_out() -> None:
     lengths = torch.tensor([9, 7, 2, 5, 8, 3])[: B * K]
     keep = torch.arange(L) < lengths[:, None]
     rows: list[int] = []
-    handle = decoder.cell.register_forward_hook(lambda _, read, __: rows.append(len(read[0])))
+    assert decoder.attention is not None
+    handle = decoder.attention.register_forward_hook(lambda _, read, __: rows.append(len(read[0])))
     logits, weights = decoder(grid, tokens, keep)
     handle.remove()
     ranks = lengths.view(B, K).amax(dim=0).tolist()
@@ -154,7 +168,7 @@ def steep_attention(scale: float) -> tuple[Attention, Tensor, Tensor]:
 def test_attention_is_additive(scale: float) -> None:
     """Products of exponentials are the tanh of Bahdanau et al., also where it is steep."""
     attention, grid, hidden = steep_attention(scale)
-    context, weights = attention(hidden, attention.project(grid), grid)
+    context, weights = attention(attention.query(hidden), attention.project(grid), grid)
     keys = attention.keys(grid).repeat_interleave(K, dim=0)
     energy = attention.energy(torch.tanh(keys + attention.query(hidden)[:, None]))
     torch.testing.assert_close(weights, energy.squeeze(-1).softmax(dim=-1), atol=1e-4, rtol=1e-4)
@@ -164,7 +178,7 @@ def test_attention_is_additive(scale: float) -> None:
 
 def test_attention_stays_finite() -> None:
     attention, grid, hidden = steep_attention(1e4)
-    _, weights = attention(hidden, attention.project(grid), grid)
+    _, weights = attention(attention.query(hidden), attention.project(grid), grid)
     torch.testing.assert_close(weights.sum(dim=-1), torch.ones(B * K))
     weights.square().sum().backward()
     for parameter in attention.parameters():
@@ -209,7 +223,8 @@ class Attending(nn.Module):
         self.attention = Attention(3, 5, 2)
 
     def forward(self, grid: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        found: tuple[Tensor, Tensor] = self.attention(hidden, self.attention.project(grid), grid)
+        query, keys = self.attention.query(hidden), self.attention.project(grid)
+        found: tuple[Tensor, Tensor] = self.attention(query, keys, grid)
         return found
 
 
@@ -401,7 +416,7 @@ def test_gradients_go_back_to_the_start_of_their_segment(cell: Cell) -> None:
         logits[:, position].square().sum().backward()
         reached = seen[0][1].grad
         assert reached is not None
-        moved = reached.abs().sum(dim=(0, 2)) > 0
+        moved = reached.view(L, B * K, E).abs().sum(dim=(1, 2)) > 0
         assert moved.tolist() == [first <= place <= position for place in range(L)]
 
 
@@ -435,6 +450,11 @@ def test_a_sure_decoder_reads_its_own_likeliest_words(cell: Cell) -> None:
     assert len(set(torch.cat(said).tolist())) > 3
 
 
+def words_read(seen: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return the words ``(R, L)`` that a decoder with words of its own has read."""
+    return torch.stack([words for words, _ in seen], dim=1)
+
+
 def mixed(decoder: Decoder, rows: int, share: float) -> tuple[Tensor, Tensor]:
     """Return the words ``(R, L)`` that were read where all given ones are 4, and the logits."""
     grid = inputs()[0][:1]
@@ -442,8 +462,7 @@ def mixed(decoder: Decoder, rows: int, share: float) -> tuple[Tensor, Tensor]:
     tokens[:, 0] = BOS
     with reading(decoder) as seen:
         logits, _ = decoder(grid, tokens, own_words=share)
-    whole, *drawn = (read for read, _ in seen)
-    return torch.cat([whole[:, :1], *(words[:, None] for words in drawn)], dim=1), logits
+    return words_read(seen), logits
 
 
 @pytest.mark.parametrize("share", [0.25, 0.7])
@@ -494,7 +513,7 @@ def test_own_words_are_read_as_if_they_were_given(cell: Cell) -> None:
     torch.manual_seed(10)
     with reading(decoder) as seen:
         logits, weights = decoder(grid, tokens, own_words=0.5, truncation=7)
-    read = torch.stack([tokens[:, 0], *(words for words, _ in seen[1:])], dim=1)
+    read = words_read(seen)
     assert 0.3 < (read != tokens).double().mean().item() < 0.7
     given, looked = decoder(grid, read, truncation=7)
     torch.testing.assert_close(logits, given)

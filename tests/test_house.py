@@ -27,7 +27,7 @@ LEVELS = {
     4: {"generation", "evaluation", "checkpoint", "features", "optimization", "runlog"},
     3: {"model"},
     2: {"decoder", "dataset"},
-    1: {"encoder", "attention", "search", "losses", "distributed"},
+    1: {"encoder", "attention", "recurrence", "search", "losses", "distributed"},
     0: {
         "images",
         "vocabulary",
