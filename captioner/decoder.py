@@ -54,8 +54,8 @@ class DecoderState(NamedTuple):
 
 # From a context to the cell's product of it and a word; from a hidden state to its products for the
 # cell, the gate and the attention.
-_Heard = Callable[[Tensor], Tensor]
-_Told = Callable[[Tensor], Sequence[Tensor]]
+_FromContext = Callable[[Tensor], Tensor]
+_FromHidden = Callable[[Tensor], Sequence[Tensor]]
 
 _CELLS = {"lstm": nn.LSTMCell, "gru": nn.GRUCell, "rnn": nn.RNNCell}
 
@@ -107,7 +107,9 @@ class Decoder(nn.Module):
 
         Without attention the weights are uniform.
         """
-        read, weights, state = self._advance(state, self._hear(tokens), self._tell)
+        read, weights, state = self._advance(
+            state, self._input_product(tokens), self._state_products
+        )
         return self._logits(read), weights, state
 
     def forward(
@@ -149,8 +151,8 @@ class Decoder(nn.Module):
         """
         images, sizes = len(state.grid), [len(tokens) for tokens in given]
         known = 1 if own_words else len(given)  # what it says itself comes later
-        heard = self._hear_all(torch.cat(given[:known]), sizes[:known], state.hidden.dtype)
-        told = self._tell_all(sizes, state.hidden.dtype)
+        inner_of = self._input_products(torch.cat(given[:known]), sizes[:known], state.hidden.dtype)
+        outer_of = self._state_layer(sizes, state.hidden.dtype)
         reads: list[Tensor] = []
         weights: list[Tensor] = []
         for position, tokens in enumerate(given):
@@ -160,8 +162,8 @@ class Decoder(nn.Module):
                 state = state.detach()
             if position >= known:
                 mixed = self._mix(tokens, _first(reads[-1], images, captions), own_words)
-                heard = self._hear(mixed)
-            read, weight, state = self._advance(state, heard, told)
+                inner_of = self._input_product(mixed)
+            read, weight, state = self._advance(state, inner_of, outer_of)
             reads.append(read)
             weights.append(weight)
         return torch.cat(reads), torch.cat(weights)
@@ -179,28 +181,30 @@ class Decoder(nn.Module):
         embedded: Tensor = self.embedding(tokens) * self.embedding.embedding_dim**0.5
         return self.dropout(embedded)  # type: ignore[no-any-return]
 
-    def _hear(self, tokens: Tensor) -> _Heard:
-        """Begin the cell's product of a word and of the context of each row."""
+    def _input_product(self, tokens: Tensor) -> _FromContext:
+        """Return how the cell's product of each row's word and context is got from the context."""
         embedded, cell = self._embed(tokens), self.cell
 
-        def heard(context: Tensor) -> Tensor:
+        def product(context: Tensor) -> Tensor:
             return F.linear(torch.cat([embedded, context], dim=-1), cell.weight_ih, cell.bias_ih)
 
-        return heard
+        return product
 
-    def _hear_all(self, tokens: Tensor, sizes: Sequence[int], dtype: torch.dtype) -> _Heard:
-        """Begin them for all positions, of as many rows as ``sizes`` says."""
+    def _input_products(
+        self, tokens: Tensor, sizes: Sequence[int], dtype: torch.dtype
+    ) -> _FromContext:
+        """Return the same for all positions, one after the other, of ``sizes`` rows."""
         weight, bias = self.cell.weight_ih, self.cell.bias_ih
         return Layer(weight.to(dtype), bias.to(dtype), self._embed(tokens), sizes)
 
-    def _tell(self, hidden: Tensor) -> Sequence[Tensor]:
+    def _state_products(self, hidden: Tensor) -> Sequence[Tensor]:
         outer = F.linear(hidden, self.cell.weight_hh, self.cell.bias_hh)
         if self.attention is None:
             return outer, hidden[:, :0], hidden[:, :0]
         return outer, self.gate(hidden), self.attention.query(hidden)
 
-    def _tell_all(self, sizes: Sequence[int], dtype: torch.dtype) -> _Told:
-        """Return how they are got at all positions, of as many rows as ``sizes`` says."""
+    def _state_layer(self, sizes: Sequence[int], dtype: torch.dtype) -> _FromHidden:
+        """Return ``_state_products`` for all positions, one after the other, of ``sizes`` rows."""
         weights, biases = [self.cell.weight_hh], [self.cell.bias_hh]
         if self.attention is not None:
             query = self.attention.query.weight
@@ -216,17 +220,17 @@ class Decoder(nn.Module):
         return logits
 
     def _advance(
-        self, state: DecoderState, heard: _Heard, told: _Told
+        self, state: DecoderState, inner_of: _FromContext, outer_of: _FromHidden
     ) -> tuple[Tensor, Tensor, DecoderState]:
         grid, keys, hidden, cell = state
-        outer, gate, query = told(hidden)
+        outer, gate, query = outer_of(hidden)
         if self.attention is None:
             cells = grid.shape[1]
             context, weights = gate, grid.new_full((len(hidden), cells), 1.0 / cells)
         else:
             context, weights = self.attention(query, keys, grid)
             context = torch.sigmoid(gate) * context
-        hidden, cell = recur(self._kind, heard(context), outer, hidden, cell)
+        hidden, cell = recur(self._kind, inner_of(context), outer, hidden, cell)
         read = torch.cat([hidden, context], dim=-1)
         return read, weights, state._replace(hidden=hidden, cell=cell)
 
