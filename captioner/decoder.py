@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -41,21 +42,30 @@ class DecoderState(NamedTuple):
         flat = rows.flatten()
         return DecoderState(grid, keys, self.hidden[flat], self.cell[flat])
 
-    def first(self, captions: int) -> DecoderState:
-        """Keep the first ``captions`` rows of each image."""
-        images = len(self.grid)
-        hidden, cell = (_first(rows, images, captions) for rows in (self.hidden, self.cell))
-        return self._replace(hidden=hidden, cell=cell)
 
-    def detach(self) -> DecoderState:
-        """Return the same state, through which no gradient goes back to earlier positions."""
-        return self._replace(hidden=self.hidden.detach(), cell=self.cell.detach())
+class _Packed(NamedTuple):
+    """The positions of captions, each with its rows that have not ended: P pairs in all.
+
+    Rows go from the longest to the shortest, so that those that go on are always the first.
+    """
+
+    order: Tensor
+    """``(R,)``: which row each of them is"""
+    sizes: list[int]
+    """of each position, how many go on"""
+    ranks: list[int]
+    """of each position, how many rows an image has to go on with, at most"""
+    places: Tensor
+    """``(R, L)``: where a row's position stands among the P"""
+    reached: Tensor
+    """``(R, L)``: whether it is there"""
 
 
 # From a context to the cell's product of it and a word; from a hidden state to its products for the
-# cell, the gate and the attention.
+# cell, the gate and the attention; from a query to a context and its weights.
 _FromContext = Callable[[Tensor], Tensor]
 _FromHidden = Callable[[Tensor], Sequence[Tensor]]
+_FromQuery = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 _CELLS = {"lstm": nn.LSTMCell, "gru": nn.GRUCell, "rnn": nn.RNNCell}
 
@@ -107,10 +117,15 @@ class Decoder(nn.Module):
 
         Without attention the weights are uniform.
         """
-        read, weights, state = self._advance(
-            state, self._input_product(tokens), self._state_products
+        grid, keys, hidden, cell = state
+        read, weights, hidden, cell = self._advance(
+            hidden,
+            cell,
+            self._input_product(tokens),
+            self._state_products,
+            partial(self._look, grid, keys),
         )
-        return self._logits(read), weights, state
+        return self._logits(read), weights, state._replace(hidden=hidden, cell=cell)
 
     def forward(
         self,
@@ -124,46 +139,45 @@ class Decoder(nn.Module):
 
         ``tokens`` begins with BOS; K = R / B consecutive rows belong to one image. The weights
         are ``(R, L, N)``. ``keep``, ``(R, L)`` of bool, asks for the logits of P positions alone,
-        ``(P, V)``. No position is computed that no caption of its rank has left: it is quickest
-        with each image's captions from the longest to the shortest. Weights are 0 there.
+        ``(P, V)``. What comes after a row's last of them is not computed, and its weights are 0;
+        it is quickest with each image's captions from the longest to the shortest.
 
         ``own_words`` is the share of words that are not the given ones, but drawn from what the
         decoder said before (Bengio et al., "Scheduled Sampling", 2015). Gradients go back through
         the state for at most ``truncation`` positions, or all the way if it is 0.
         """
-        images, captions = len(grid), len(tokens) // len(grid)
-        left = [captions] * tokens.shape[1] if keep is None else _left(keep, images)
-        rows = torch.arange(images, device=grid.device)[:, None]
-        state = self.start(grid).select(rows.expand(-1, captions))
-        given = [_first(t, images, n) for t, n in zip(tokens.unbind(dim=1), left, strict=True)]
-        reads, weights = self._unroll(given, state, own_words, truncation)
-        places, reached = _places(left, images, captions, grid.device)
+        packed = _pack(torch.ones_like(tokens) if keep is None else keep, len(grid))
+        reads, weights = self._unroll(grid, tokens, packed, own_words, truncation)
+        places, reached = packed.places, packed.reached
         logits = self._logits(reads[places if keep is None else places[keep]])
         return logits, weights[places] * reached[:, :, None]
 
     def _unroll(
-        self, given: list[Tensor], state: DecoderState, own_words: float, truncation: int
+        self, grid: Tensor, tokens: Tensor, packed: _Packed, own_words: float, truncation: int
     ) -> tuple[Tensor, Tensor]:
         """Return what the rows of all positions read ``(P, H + D)``, and their weights ``(P, N)``.
 
-        ``given`` is the tokens of each position: of the first captions of each image, never of
-        more than at the position before.
+        ``tokens`` ``(R, L)``, ``own_words`` and ``truncation`` are those of ``forward``.
         """
-        images, sizes = len(state.grid), [len(tokens) for tokens in given]
+        order, sizes, ranks, *_ = packed
+        captions = len(tokens) // len(grid)
+        _, keys, hidden, cell = self.start(grid)
+        image, rank = order // captions, order % captions
+        hidden, cell = hidden[image], cell[image]
+        given = [words[:n] for words, n in zip(tokens[order].unbind(dim=1), sizes, strict=False)]
         known = 1 if own_words else len(given)  # what it says itself comes later
-        inner_of = self._input_products(torch.cat(given[:known]), sizes[:known], state.hidden.dtype)
-        outer_of = self._state_layer(sizes, state.hidden.dtype)
+        inner_of = self._input_products(torch.cat(given[:known]), sizes[:known], hidden.dtype)
+        outer_of = self._state_layer(sizes, hidden.dtype)
         reads: list[Tensor] = []
         weights: list[Tensor] = []
-        for position, tokens in enumerate(given):
-            captions = len(tokens) // images
-            state = state.first(captions)
+        for position, (words, size, most) in enumerate(zip(given, sizes, ranks, strict=True)):
+            hidden, cell = hidden[:size], cell[:size]
             if truncation and position and position % truncation == 0:
-                state = state.detach()
+                hidden, cell = hidden.detach(), cell.detach()
             if position >= known:
-                mixed = self._mix(tokens, _first(reads[-1], images, captions), own_words)
-                inner_of = self._input_product(mixed)
-            read, weight, state = self._advance(state, inner_of, outer_of)
+                inner_of = self._input_product(self._mix(words, reads[-1][:size], own_words))
+            look = partial(self._look_from, grid, keys, (image * most + rank)[:size], most)
+            read, weight, hidden, cell = self._advance(hidden, cell, inner_of, outer_of, look)
             reads.append(read)
             weights.append(weight)
         return torch.cat(reads), torch.cat(weights)
@@ -219,20 +233,36 @@ class Decoder(nn.Module):
         logits: Tensor = self.output(self.dropout(torch.tanh(self.fuse(self.dropout(read)))))
         return logits
 
-    def _advance(
-        self, state: DecoderState, inner_of: _FromContext, outer_of: _FromHidden
-    ) -> tuple[Tensor, Tensor, DecoderState]:
-        grid, keys, hidden, cell = state
-        outer, gate, query = outer_of(hidden)
+    def _look(self, grid: Tensor, keys: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the context and the weights of rows, K consecutive ones an image."""
         if self.attention is None:
             cells = grid.shape[1]
-            context, weights = gate, grid.new_full((len(hidden), cells), 1.0 / cells)
-        else:
-            context, weights = self.attention(query, keys, grid)
-            context = torch.sigmoid(gate) * context
+            return query, grid.new_full((len(query), cells), 1.0 / cells)
+        found: tuple[Tensor, Tensor] = self.attention(query, keys, grid)
+        return found
+
+    def _look_from(
+        self, grid: Tensor, keys: Tensor, seats: Tensor, most: int, query: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the same of any rows: each is at its seat among ``most`` of each image."""
+        each = query.new_zeros(len(grid) * most, query.shape[1]).index_copy(0, seats, query)
+        context, weights = self._look(grid, keys, each)
+        return context.index_select(0, seats), weights.index_select(0, seats)
+
+    def _advance(
+        self,
+        hidden: Tensor,
+        cell: Tensor,
+        inner_of: _FromContext,
+        outer_of: _FromHidden,
+        look: _FromQuery,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return what is read off a position, the weights, and the next hidden state and cell."""
+        outer, gate, query = outer_of(hidden)
+        context, weights = look(query)
+        context = torch.sigmoid(gate) * context
         hidden, cell = recur(self._kind, inner_of(context), outer, hidden, cell)
-        read = torch.cat([hidden, context], dim=-1)
-        return read, weights, state._replace(hidden=hidden, cell=cell)
+        return torch.cat([hidden, context], dim=-1), weights, hidden, cell
 
 
 class _Dropout(nn.Dropout):
@@ -245,26 +275,15 @@ class _Dropout(nn.Dropout):
         return x * kept.to(x.dtype).div_(1.0 - self.p)
 
 
-def _left(keep: Tensor, images: int) -> list[int]:
-    """Return how many rows an image has to go on with at each position, at most."""
-    wanted = keep.view(images, -1, keep.shape[1]).any(dim=0)
-    ranks = torch.arange(1, len(wanted) + 1, device=keep.device)[:, None]
-    last = (wanted * ranks).amax(dim=0).clamp(min=1)
-    found: list[int] = last.flip(0).cummax(dim=0).values.flip(0).tolist()
-    return found
-
-
-def _first(rows: Tensor, images: int, captions: int) -> Tensor:
-    """Return the rows of each image's first captions."""
-    return rows.view(images, len(rows) // images, *rows.shape[1:])[:, :captions].flatten(0, 1)
-
-
-def _places(
-    left: Sequence[int], images: int, captions: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Return where each row's positions stand among all computed, and which are: ``(R, L)``."""
-    ranks = torch.arange(captions, device=device)
-    reached = (ranks < torch.tensor(left, device=device)[:, None])[:, None].expand(-1, images, -1)
-    places = reached.flatten().cumsum(0).view(reached.shape) - 1
-    places, reached = (x.permute(1, 2, 0).flatten(0, 1) for x in (places, reached))
-    return places, reached
+def _pack(keep: Tensor, images: int) -> _Packed:
+    """Order the rows of ``keep`` ``(R, L)`` by the last position of each that counts."""
+    length = keep.shape[1]
+    positions = torch.arange(length, device=keep.device)
+    lengths = ((positions + 1) * keep).amax(dim=1).clamp(min=1)  # all read the first
+    order = lengths.argsort(descending=True, stable=True)
+    reached = positions < lengths[:, None]
+    sizes, some = reached.sum(dim=0), reached.view(images, -1, length).any(dim=0)
+    ranks = (torch.arange(1, len(some) + 1, device=keep.device)[:, None] * some).amax(dim=0)
+    places = (sizes.cumsum(0) - sizes + order.argsort()[:, None]) * reached
+    counts = [[n for n in row if n] for row in torch.stack([sizes, ranks]).tolist()]
+    return _Packed(order, counts[0], counts[1], places, reached)

@@ -120,7 +120,7 @@ def test_captions_that_have_ended_are_left_out() -> None:
     logits, weights = decoder(grid, tokens, keep)
     handle.remove()
     ranks = lengths.view(B, K).amax(dim=0).tolist()
-    left = [max((k for k, rank in enumerate(ranks, 1) if rank > t), default=1) for t in range(L)]
+    left = [max(k for k, rank in enumerate(ranks, 1) if rank > t) for t in range(max(ranks))]
     assert rows == [B * captions for captions in left]
     assert min(left) < max(left)
     expected, looked = decoder(grid, tokens)
