@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from captioner.attention import Attention
 from captioner.config import DecoderConfig
-from captioner.recurrence import Layer, recur
+from captioner.recurrence import Layer, Packed, pack, recur
 
 __all__ = ["Decoder", "DecoderState"]
 
@@ -43,29 +43,16 @@ class DecoderState(NamedTuple):
         return DecoderState(grid, keys, self.hidden[flat], self.cell[flat])
 
 
-class _Packed(NamedTuple):
-    """The positions of captions, each with its rows that have not ended: P pairs in all.
+class _Parts(NamedTuple):
+    """How the parts of a position are got, for its rows alone or as one of many positions."""
 
-    Rows go from the longest to the shortest, so that those that go on are always the first.
-    """
+    outer: Callable[[Tensor], Sequence[Tensor]]
+    """from the hidden state, its products for the cell, the gate and the attention"""
+    look: Callable[[Tensor], tuple[Tensor, Tensor]]
+    """from the attention's query, the context and the weights"""
+    inner: Callable[[Tensor], Tensor]
+    """from the gated context, the cell's product of the word and of it"""
 
-    order: Tensor
-    """``(R,)``: which row each of them is"""
-    sizes: list[int]
-    """of each position, how many go on"""
-    ranks: list[int]
-    """of each position, how many rows an image has to go on with, at most"""
-    places: Tensor
-    """``(R, L)``: where a row's position stands among the P"""
-    reached: Tensor
-    """``(R, L)``: whether it is there"""
-
-
-# From a context to the cell's product of it and a word; from a hidden state to its products for the
-# cell, the gate and the attention; from a query to a context and its weights.
-_FromContext = Callable[[Tensor], Tensor]
-_FromHidden = Callable[[Tensor], Sequence[Tensor]]
-_FromQuery = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 _CELLS = {"lstm": nn.LSTMCell, "gru": nn.GRUCell, "rnn": nn.RNNCell}
 
@@ -118,13 +105,9 @@ class Decoder(nn.Module):
         Without attention the weights are uniform.
         """
         grid, keys, hidden, cell = state
-        read, weights, hidden, cell = self._advance(
-            hidden,
-            cell,
-            self._input_product(tokens),
-            self._state_products,
-            partial(self._look, grid, keys),
-        )
+        look = partial(self._look, grid, keys)
+        parts = _Parts(self._state_products, look, self._input_product(tokens))
+        read, weights, hidden, cell = self._advance(hidden, cell, parts)
         return self._logits(read), weights, state._replace(hidden=hidden, cell=cell)
 
     def forward(
@@ -146,38 +129,36 @@ class Decoder(nn.Module):
         decoder said before (Bengio et al., "Scheduled Sampling", 2015). Gradients go back through
         the state for at most ``truncation`` positions, or all the way if it is 0.
         """
-        packed = _pack(torch.ones_like(tokens) if keep is None else keep, len(grid))
+        packed = pack(torch.ones_like(tokens) if keep is None else keep, len(grid))
         reads, weights = self._unroll(grid, tokens, packed, own_words, truncation)
         places, reached = packed.places, packed.reached
         logits = self._logits(reads[places if keep is None else places[keep]])
         return logits, weights[places] * reached[:, :, None]
 
     def _unroll(
-        self, grid: Tensor, tokens: Tensor, packed: _Packed, own_words: float, truncation: int
+        self, grid: Tensor, tokens: Tensor, packed: Packed, own_words: float, truncation: int
     ) -> tuple[Tensor, Tensor]:
         """Return what the rows of all positions read ``(P, H + D)``, and their weights ``(P, N)``.
 
         ``tokens`` ``(R, L)``, ``own_words`` and ``truncation`` are those of ``forward``.
         """
-        order, sizes, ranks, *_ = packed
-        captions = len(tokens) // len(grid)
-        _, keys, hidden, cell = self.start(grid)
-        image, rank = order // captions, order % captions
-        hidden, cell = hidden[image], cell[image]
-        given = [words[:n] for words, n in zip(tokens[order].unbind(dim=1), sizes, strict=False)]
+        _, keys, *state = self.start(grid)
+        hidden, cell = (x[packed.order // (len(tokens) // len(grid))] for x in state)
+        sizes, columns = packed.sizes, tokens[packed.order].unbind(dim=1)
+        given = [words[:size] for words, size in zip(columns, sizes, strict=False)]
         known = 1 if own_words else len(given)  # what it says itself comes later
-        inner_of = self._input_products(torch.cat(given[:known]), sizes[:known], hidden.dtype)
-        outer_of = self._state_layer(sizes, hidden.dtype)
+        inner = self._input_products(torch.cat(given[:known]), sizes[:known], hidden.dtype)
+        outer = self._state_layer(sizes, hidden.dtype)
         reads: list[Tensor] = []
         weights: list[Tensor] = []
-        for position, (words, size, most) in enumerate(zip(given, sizes, ranks, strict=True)):
-            hidden, cell = hidden[:size], cell[:size]
+        for position, (words, seats) in enumerate(zip(given, packed.seats, strict=True)):
+            hidden, cell = hidden[: len(words)], cell[: len(words)]
             if truncation and position and position % truncation == 0:
                 hidden, cell = hidden.detach(), cell.detach()
             if position >= known:
-                inner_of = self._input_product(self._mix(words, reads[-1][:size], own_words))
-            look = partial(self._look_from, grid, keys, (image * most + rank)[:size], most)
-            read, weight, hidden, cell = self._advance(hidden, cell, inner_of, outer_of, look)
+                inner = self._input_product(self._mix(words, reads[-1][: len(words)], own_words))
+            look = partial(self._look_from, grid, keys, seats, packed.ranks[position])
+            read, weight, hidden, cell = self._advance(hidden, cell, _Parts(outer, look, inner))
             reads.append(read)
             weights.append(weight)
         return torch.cat(reads), torch.cat(weights)
@@ -195,7 +176,7 @@ class Decoder(nn.Module):
         embedded: Tensor = self.embedding(tokens) * self.embedding.embedding_dim**0.5
         return self.dropout(embedded)  # type: ignore[no-any-return]
 
-    def _input_product(self, tokens: Tensor) -> _FromContext:
+    def _input_product(self, tokens: Tensor) -> Callable[[Tensor], Tensor]:
         """Return how the cell's product of each row's word and context is got from the context."""
         embedded, cell = self._embed(tokens), self.cell
 
@@ -206,7 +187,7 @@ class Decoder(nn.Module):
 
     def _input_products(
         self, tokens: Tensor, sizes: Sequence[int], dtype: torch.dtype
-    ) -> _FromContext:
+    ) -> Callable[[Tensor], Tensor]:
         """Return the same for all positions, one after the other, of ``sizes`` rows."""
         weight, bias = self.cell.weight_ih, self.cell.bias_ih
         return Layer(weight.to(dtype), bias.to(dtype), self._embed(tokens), sizes)
@@ -217,7 +198,9 @@ class Decoder(nn.Module):
             return outer, hidden[:, :0], hidden[:, :0]
         return outer, self.gate(hidden), self.attention.query(hidden)
 
-    def _state_layer(self, sizes: Sequence[int], dtype: torch.dtype) -> _FromHidden:
+    def _state_layer(
+        self, sizes: Sequence[int], dtype: torch.dtype
+    ) -> Callable[[Tensor], Sequence[Tensor]]:
         """Return ``_state_products`` for all positions, one after the other, of ``sizes`` rows."""
         weights, biases = [self.cell.weight_hh], [self.cell.bias_hh]
         if self.attention is not None:
@@ -242,26 +225,21 @@ class Decoder(nn.Module):
         return found
 
     def _look_from(
-        self, grid: Tensor, keys: Tensor, seats: Tensor, most: int, query: Tensor
+        self, grid: Tensor, keys: Tensor, seats: Tensor, ranks: int, query: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the same of any rows: each is at its seat among ``most`` of each image."""
-        each = query.new_zeros(len(grid) * most, query.shape[1]).index_copy(0, seats, query)
+        """Return the same of any rows: each has its seat among ``ranks`` of each image."""
+        each = query.new_zeros(len(grid) * ranks, query.shape[1]).index_copy(0, seats, query)
         context, weights = self._look(grid, keys, each)
         return context.index_select(0, seats), weights.index_select(0, seats)
 
     def _advance(
-        self,
-        hidden: Tensor,
-        cell: Tensor,
-        inner_of: _FromContext,
-        outer_of: _FromHidden,
-        look: _FromQuery,
+        self, hidden: Tensor, cell: Tensor, parts: _Parts
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return what is read off a position, the weights, and the next hidden state and cell."""
-        outer, gate, query = outer_of(hidden)
-        context, weights = look(query)
+        outer, gate, query = parts.outer(hidden)
+        context, weights = parts.look(query)
         context = torch.sigmoid(gate) * context
-        hidden, cell = recur(self._kind, inner_of(context), outer, hidden, cell)
+        hidden, cell = recur(self._kind, parts.inner(context), outer, hidden, cell)
         return torch.cat([hidden, context], dim=-1), weights, hidden, cell
 
 
@@ -273,17 +251,3 @@ class _Dropout(nn.Dropout):
             return super().forward(x)
         kept = torch.rand(x.shape, device=x.device) >= self.p
         return x * kept.to(x.dtype).div_(1.0 - self.p)
-
-
-def _pack(keep: Tensor, images: int) -> _Packed:
-    """Order the rows of ``keep`` ``(R, L)`` by the last position of each that counts."""
-    length = keep.shape[1]
-    positions = torch.arange(length, device=keep.device)
-    lengths = ((positions + 1) * keep).amax(dim=1).clamp(min=1)  # all read the first
-    order = lengths.argsort(descending=True, stable=True)
-    reached = positions < lengths[:, None]
-    sizes, some = reached.sum(dim=0), reached.view(images, -1, length).any(dim=0)
-    ranks = (torch.arange(1, len(some) + 1, device=keep.device)[:, None] * some).amax(dim=0)
-    places = (sizes.cumsum(0) - sizes + order.argsort()[:, None]) * reached
-    counts = [[n for n in row if n] for row in torch.stack([sizes, ranks]).tolist()]
-    return _Packed(order, counts[0], counts[1], places, reached)

@@ -1,15 +1,55 @@
-"""What an RNN does at each position: linear layers that wait with their gradients, and cells."""
+"""What an RNN does at many positions: which rows go on, linear layers, and cells."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["Layer", "recur"]
+__all__ = ["Layer", "Packed", "pack", "recur"]
+
+
+class Packed(NamedTuple):
+    """The positions of R rows, L at most, of which each has only those that it reads: P in all.
+
+    Rows go from the longest to the shortest, so that those that go on are always the first; K
+    consecutive ones, as they were before, share an image.
+    """
+
+    order: Tensor
+    """``(R,)``: which row each of them is"""
+    seats: list[Tensor]
+    """of each position, where the rows that go on are if each image has as many as ``ranks``"""
+    ranks: list[int]
+    """of each position, how many of an image's rows go on, at most; the last of them counts"""
+    places: Tensor
+    """``(R, L)``: where a row's position stands among the P"""
+    reached: Tensor
+    """``(R, L)``: whether it is there; its place is 0 if not"""
+
+    @property
+    def sizes(self) -> list[int]:
+        """Of each position, how many rows go on."""
+        return list(map(len, self.seats))
+
+
+def pack(keep: Tensor, images: int) -> Packed:
+    """Pack each row up to its last position in ``keep`` ``(R, L)``, or the first."""
+    length = keep.shape[1]
+    captions, positions = len(keep) // images, torch.arange(length, device=keep.device)
+    lengths = ((positions + 1) * keep).amax(dim=1).clamp(min=1)
+    order = lengths.argsort(descending=True, stable=True)
+    reached = positions < lengths[:, None]
+    sizes, some = reached.sum(dim=0), reached.view(images, captions, length).any(dim=0)
+    ranks = (torch.arange(1, captions + 1, device=keep.device)[:, None] * some).amax(dim=0)
+    places = (sizes.cumsum(0) - sizes + order.argsort()[:, None]) * reached
+    counts = [pair for pair in torch.stack([sizes, ranks], dim=1).tolist() if pair[0]]
+    image, rank = order // captions, order % captions
+    seats = [(image * most + rank)[:size] for size, most in counts]
+    return Packed(order, seats, [most for _, most in counts], places, reached)
 
 
 class Layer:

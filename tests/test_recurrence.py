@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from captioner.recurrence import Layer
+from captioner.recurrence import Layer, pack
 
 SIZES = [5, 3, 3, 2]
 ROWS, INPUTS, OUTPUTS = sum(SIZES), 7, 11
@@ -71,3 +71,26 @@ def test_rows_take_the_number_type_of_the_weights() -> None:
     assert found.dtype == torch.bfloat16
     expected = F.linear(of["read"], of["weight"], of["bias"])
     torch.testing.assert_close(found.double(), expected, atol=0.1, rtol=0.05)
+
+
+def test_rows_are_packed_from_the_longest_to_the_shortest() -> None:
+    keep = torch.tensor(
+        [
+            [1, 1, 0, 1, 0],  # to the fourth
+            [1, 1, 0, 0, 0],
+            [0, 0, 0, 0, 0],  # still reads the first
+            [1, 1, 1, 0, 0],
+        ]
+    ).bool()
+    packed = pack(keep, images=2)
+    assert packed.order.tolist() == [0, 3, 1, 2]
+    assert packed.sizes == [4, 3, 2, 1]
+    assert packed.ranks == [2, 2, 2, 1]
+    assert [seats.tolist() for seats in packed.seats] == [[0, 3, 1, 2], [0, 3, 1], [0, 3], [0]]
+    assert packed.reached.sum(dim=1).tolist() == [4, 2, 1, 3]
+    assert packed.places.tolist() == [
+        [0, 4, 7, 9, 0],
+        [2, 6, 0, 0, 0],
+        [3, 0, 0, 0, 0],
+        [1, 5, 8, 0, 0],
+    ]
