@@ -370,14 +370,6 @@ class TrainingConfig(_Ranged):
     beam_size: int = _ranged(3, 1, 100)
     tensorboard: bool = False
 
-    def __post_init__(self) -> None:
-        """Check every range, and that there are views to have a size."""
-        super().__post_init__()
-        if self.view_size and not self.augment:
-            raise ConfigError(
-                f"view_size is {self.view_size}, but augment is false; one of them must go"
-            )
-
 
 @dataclass(frozen=True)
 class SelfCriticalConfig(_Ranged):
@@ -409,11 +401,27 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check that the sections fit each other."""
-        if self.training.attention_penalty and not self.model.caption.attention:
-            raise ConfigError(
-                f"training.attention_penalty is {self.training.attention_penalty}, "
-                "but model.caption.attention is false; one of them must go"
-            )
+        for wrong, message in self._contradictions():
+            if wrong:
+                raise ConfigError(message)
+
+    def _contradictions(self) -> Iterator[tuple[object, str]]:
+        training, size = self.training, self.preprocessing.size
+        yield (
+            training.attention_penalty and not self.model.caption.attention,
+            f"training.attention_penalty is {training.attention_penalty}, "
+            "but model.caption.attention is false; one of them must go",
+        )
+        yield (
+            training.view_size and not training.augment,
+            f"training.view_size is {training.view_size}, but training.augment is false; "
+            "one of them must go",
+        )
+        yield (
+            training.view_size and not 32 <= training.view_size <= size,
+            f"training.view_size is {training.view_size}; it takes 32 to preprocessing.size, "
+            f"{size}, or 0",
+        )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

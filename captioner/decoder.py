@@ -74,6 +74,7 @@ class Decoder(nn.Module):
         self.embedding = nn.Embedding(vocabulary_size, embedding)
         self._widths = [hidden, hidden if config.cell == "lstm" else 0]
         self.initial = nn.Linear(grid_width, sum(self._widths))
+        # For its weights: what it computes is in ``recur``.
         self.cell = _CELLS[config.cell](embedding + context, hidden)
         self._kind = config.cell
         self.attention: Attention | None = None
@@ -106,7 +107,8 @@ class Decoder(nn.Module):
         """
         grid, keys, hidden, cell = state
         look = partial(self._look, grid, keys)
-        parts = _Parts(self._state_products, look, self._input_product(tokens))
+        linear = partial(F.linear, weight=self.cell.weight_ih, bias=self.cell.bias_ih)
+        parts = _Parts(self._state_products, look, self._input_product(tokens, linear))
         read, weights, hidden, cell = self._advance(hidden, cell, parts)
         return self._logits(read), weights, state._replace(hidden=hidden, cell=cell)
 
@@ -121,8 +123,8 @@ class Decoder(nn.Module):
         """Teacher forcing: ``(B, N, D)`` and ``(R, L)`` to logits ``(R, L, V)`` and weights.
 
         ``tokens`` begins with BOS; K = R / B consecutive rows belong to one image. The weights
-        are ``(R, L, N)``. ``keep``, ``(R, L)`` of bool, asks for the logits of P positions alone,
-        ``(P, V)``. What comes after a row's last of them is not computed, and its weights are 0;
+        are ``(R, L, N)``. ``keep``, ``(R, L)`` of bool, asks for the logits of M positions alone,
+        ``(M, V)``. What comes after a row's last of them is not computed, and its weights are 0;
         it is quickest with each image's captions from the longest to the shortest.
 
         ``own_words`` is the share of words that are not the given ones, but drawn from what the
@@ -132,8 +134,10 @@ class Decoder(nn.Module):
         packed = pack(torch.ones_like(tokens) if keep is None else keep, len(grid))
         reads, weights = self._unroll(grid, tokens, packed, own_words, truncation)
         places, reached = packed.places, packed.reached
-        logits = self._logits(reads[places if keep is None else places[keep]])
-        return logits, weights[places] * reached[:, :, None]
+        wanted = places.flatten() if keep is None else places[keep]
+        logits = self._logits(reads.index_select(0, wanted))  # much quicker backward than reads[…]
+        shaped = logits.view(*tokens.shape, -1) if keep is None else logits
+        return shaped, weights[places] * reached[:, :, None]
 
     def _unroll(
         self, grid: Tensor, tokens: Tensor, packed: Packed, own_words: float, truncation: int
@@ -146,8 +150,8 @@ class Decoder(nn.Module):
         hidden, cell = (x[packed.order // (len(tokens) // len(grid))] for x in state)
         sizes, columns = packed.sizes, tokens[packed.order].unbind(dim=1)
         given = [words[:size] for words, size in zip(columns, sizes, strict=False)]
-        known = 1 if own_words else len(given)  # what it says itself comes later
-        inner = self._input_products(torch.cat(given[:known]), sizes[:known], hidden.dtype)
+        layer = self._input_layer(None if own_words else torch.cat(given), sizes, hidden.dtype)
+        inner: Callable[[Tensor], Tensor] = layer
         outer = self._state_layer(sizes, hidden.dtype)
         reads: list[Tensor] = []
         weights: list[Tensor] = []
@@ -155,8 +159,9 @@ class Decoder(nn.Module):
             hidden, cell = hidden[: len(words)], cell[: len(words)]
             if truncation and position and position % truncation == 0:
                 hidden, cell = hidden.detach(), cell.detach()
-            if position >= known:
-                inner = self._input_product(self._mix(words, reads[-1][: len(words)], own_words))
+            if own_words:
+                words = self._mix(words, reads[-1], own_words) if position else words
+                inner = self._input_product(words, layer)
             look = partial(self._look_from, grid, keys, seats, packed.ranks[position])
             read, weight, hidden, cell = self._advance(hidden, cell, _Parts(outer, look, inner))
             reads.append(read)
@@ -165,6 +170,7 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def _mix(self, given: Tensor, read: Tensor, share: float) -> Tensor:
+        """Return the words ``(R,)``, some drawn from what the first R rows have read last."""
         own = (torch.rand(len(given), device=given.device) < share).nonzero()[:, 0]
         logits = self._logits(read[own]).float()
         # The Gumbel trick, which unlike torch.multinomial also takes what is not finite: such a
@@ -176,21 +182,20 @@ class Decoder(nn.Module):
         embedded: Tensor = self.embedding(tokens) * self.embedding.embedding_dim**0.5
         return self.dropout(embedded)  # type: ignore[no-any-return]
 
-    def _input_product(self, tokens: Tensor) -> Callable[[Tensor], Tensor]:
-        """Return how the cell's product of each row's word and context is got from the context."""
-        embedded, cell = self._embed(tokens), self.cell
-
-        def product(context: Tensor) -> Tensor:
-            return F.linear(torch.cat([embedded, context], dim=-1), cell.weight_ih, cell.bias_ih)
-
-        return product
-
-    def _input_products(
-        self, tokens: Tensor, sizes: Sequence[int], dtype: torch.dtype
+    def _input_product(
+        self, tokens: Tensor, linear: Callable[[Tensor], Tensor]
     ) -> Callable[[Tensor], Tensor]:
-        """Return the same for all positions, one after the other, of ``sizes`` rows."""
-        weight, bias = self.cell.weight_ih, self.cell.bias_ih
-        return Layer(weight.to(dtype), bias.to(dtype), self._embed(tokens), sizes)
+        """Return how the cell's product of each row's word and context is got from the context."""
+        embedded = self._embed(tokens)
+        return lambda context: linear(torch.cat([embedded, context], dim=-1))
+
+    def _input_layer(
+        self, tokens: Tensor | None, sizes: Sequence[int], dtype: torch.dtype
+    ) -> Layer:
+        """Return the cell's product at all positions of ``sizes`` rows; of words now, if known."""
+        weight, bias = self.cell.weight_ih.to(dtype), self.cell.bias_ih.to(dtype)
+        given = weight.new_empty(sum(sizes), 0) if tokens is None else self._embed(tokens)
+        return Layer(weight, bias, given, sizes)
 
     def _state_products(self, hidden: Tensor) -> Sequence[Tensor]:
         outer = F.linear(hidden, self.cell.weight_hh, self.cell.bias_hh)
@@ -201,7 +206,7 @@ class Decoder(nn.Module):
     def _state_layer(
         self, sizes: Sequence[int], dtype: torch.dtype
     ) -> Callable[[Tensor], Sequence[Tensor]]:
-        """Return ``_state_products`` for all positions, one after the other, of ``sizes`` rows."""
+        """Return ``_state_products`` at all positions, one after the other, of ``sizes`` rows."""
         weights, biases = [self.cell.weight_hh], [self.cell.bias_hh]
         if self.attention is not None:
             query = self.attention.query.weight
@@ -209,7 +214,7 @@ class Decoder(nn.Module):
             biases += [self.gate.bias, query.new_zeros(len(query))]
         weight, bias = torch.cat(weights).to(dtype), torch.cat(biases).to(dtype)
         layer = Layer(weight, bias, weight.new_empty(sum(sizes), 0), sizes)
-        widths = [*map(len, weights), 0, 0][:3]
+        widths = [*map(len, weights), 0, 0][:3]  # without attention, nothing is for it
         return lambda hidden: torch.split(layer(hidden), widths, dim=-1)
 
     def _logits(self, read: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ class Packed(NamedTuple):
     seats: list[Tensor]
     """of each position, where the rows that go on are if each image has as many as ``ranks``"""
     ranks: list[int]
-    """of each position, how many of an image's rows go on, at most; the last of them counts"""
+    """of each position, how many rows an image has up to the last that goes on, at most"""
     places: Tensor
     """``(R, L)``: where a row's position stands among the P"""
     reached: Tensor
@@ -58,6 +58,8 @@ class Layer:
     A part of what it reads, the ``given``, may be there from the beginning: it is multiplied at
     once. The rest comes at each position. Autograd alone would make the weight's gradient at each
     position and add it to the others', which for the rows of one step costs more than the product.
+
+    All positions must have been called before a backward pass, and their rows be left as they are.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, given: Tensor, sizes: Sequence[int]) -> None:
@@ -100,9 +102,10 @@ class _Begun(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         given, weight = ctx.saved_tensors
-        read = torch.cat([given, torch.cat(ctx.later)], dim=1)
         of_given = gradient @ weight[:, : given.shape[1]]
-        return of_given, gradient.t() @ read, gradient.sum(dim=0), None
+        read = [given, torch.cat(ctx.later)]
+        of_weight = torch.cat([gradient.t() @ rows for rows in read], dim=1)
+        return of_given, of_weight, gradient.sum(dim=0), None
 
 
 def recur(

@@ -417,7 +417,9 @@ class Trainer:
         share = math.ceil(settings.batch_size / self.group.size / settings.accumulation)
         message = f"out of memory at step {self.step}, with {share} photographs at a time; "
         if share == 1:
-            return message + "begin another run with a smaller model or preprocessing.size"
+            return message + (
+                "begin another run with a smaller model, training.view_size or preprocessing.size"
+            )
         fewer = ", or with fewer self_critical.samples" if self.figure == "reward" else ""
         return message + (
             f"the run is saved: continue it with --set training.accumulation="

@@ -78,11 +78,12 @@ def test_select_moves_rows_and_drops_images(cell: Cell) -> None:
 
 def test_dropout_keeps_the_mean_and_follows_the_seed() -> None:
     decoder, x = make(True).train(), torch.ones(300, 400)
+    decoder.dropout.p = 0.2
     torch.manual_seed(3)
     found = decoder.dropout(x)
-    assert found.unique().tolist() == [0.0, 2.0]
-    assert abs(found.mean().item() - 1.0) < 4.0 / x.numel() ** 0.5
-    assert abs(found[:, 1:].mul(found[:, :-1]).mean().item() - 1.0) < 0.03  # no pattern
+    assert found.unique().tolist() == [0.0, 1.25]
+    assert abs(found.mean().item() - 1.0) < 4.0 * 0.5 / x.numel() ** 0.5
+    assert abs(found[:, 1:].mul(found[:, :-1]).mean().item() - 1.0) < 0.01  # no pattern
     assert not torch.equal(decoder.dropout(x), found)
     torch.manual_seed(3)
     assert torch.equal(decoder.dropout(x), found)
@@ -117,20 +118,36 @@ def test_captions_that_have_ended_are_left_out() -> None:
     rows: list[int] = []
     assert decoder.attention is not None
     handle = decoder.attention.register_forward_hook(lambda _, read, __: rows.append(len(read[0])))
-    logits, weights = decoder(grid, tokens, keep)
+    decoder(grid, tokens, keep)
     handle.remove()
     ranks = lengths.view(B, K).amax(dim=0).tolist()
     left = [max(k for k, rank in enumerate(ranks, 1) if rank > t) for t in range(max(ranks))]
     assert rows == [B * captions for captions in left]
     assert min(left) < max(left)
-    expected, looked = decoder(grid, tokens)
+
+
+@pytest.mark.parametrize("truncation", [0, 4])
+@pytest.mark.parametrize("attention", [True, False])
+@each_cell
+def test_the_rest_is_as_if_nothing_were_left_out(
+    attention: bool, cell: Cell, truncation: int
+) -> None:
+    """Captions of all lengths, one with a hole, one without a word."""
+    decoder, (grid, tokens) = make(attention, cell=cell).double(), inputs()
+    grid = grid.double().requires_grad_()
+    lengths = torch.tensor([9, 7, 2, 0, 8, 3])
+    keep = torch.arange(L) < lengths[:, None]
+    keep[1, 3] = False
+    logits, weights = decoder(grid, tokens, keep, truncation=truncation)
+    expected, looked = decoder(grid, tokens, truncation=truncation)
     torch.testing.assert_close(logits, expected[keep])
     torch.testing.assert_close(weights[keep], looked[keep])
-    names, parameters = zip(*decoder.named_parameters(), strict=True)
-    found = torch.autograd.grad(logits.square().sum(), parameters)
-    wanted = torch.autograd.grad(expected[keep].square().sum(), parameters)
-    for name, gradient, other in zip(names, found, wanted, strict=True):
-        torch.testing.assert_close(gradient, other, msg=name)
+    assert not weights[torch.arange(L) >= lengths.clamp(min=1)[:, None]].any()
+    found, wanted = (
+        gradients(decoder, (x.square().sum() + (w * w).sum()), grid)
+        for x, w in ((logits, weights[keep]), (expected[keep], looked[keep]))
+    )
+    assert close(found, wanted)
 
 
 def test_gradient_at_padding_is_zero() -> None:
@@ -243,20 +260,12 @@ def test_gradients_of_attention_in_float64() -> None:
     assert torch.autograd.gradcheck(run, (grid, hidden, *values))
 
 
-def by_hand(decoder: Decoder, name: Cell, x: Tensor, state: DecoderState) -> tuple[Tensor, Tensor]:
-    """Return the next hidden state and cell, as the papers have it."""
-    cell, hidden = decoder.cell, state.hidden
-    inner = x @ cell.weight_ih.T + cell.bias_ih
-    outer = hidden @ cell.weight_hh.T + cell.bias_hh
-    if name == "rnn":  # h = tanh(U x + W h + b), b = b_ih + b_hh
-        return torch.tanh(inner + outer), state.cell
-    if name == "gru":  # Cho et al. (2014), equations 5 to 8; r after the product
-        (r, z, n), (r_, z_, n_) = inner.chunk(3, dim=-1), outer.chunk(3, dim=-1)
-        reset, update = torch.sigmoid(r + r_), torch.sigmoid(z + z_)
-        return update * hidden + (1.0 - update) * torch.tanh(n + reset * n_), state.cell
-    i, f, g, o = (inner + outer).chunk(4, dim=-1)
-    kept = torch.sigmoid(f) * state.cell + torch.sigmoid(i) * torch.tanh(g)
-    return torch.sigmoid(o) * torch.tanh(kept), kept
+def next_state(decoder: Decoder, x: Tensor, state: DecoderState) -> tuple[Tensor, Tensor]:
+    """Return the next hidden state and cell as torch has them."""
+    if isinstance(decoder.cell, nn.LSTMCell):
+        hidden, kept = decoder.cell(x, (state.hidden, state.cell))
+        return hidden, kept
+    return decoder.cell(x, state.hidden), state.cell
 
 
 @pytest.mark.parametrize("attention", [True, False])
@@ -275,7 +284,7 @@ def test_two_steps_by_hand(attention: bool, cell: Cell) -> None:
             context = torch.einsum("bn,bnd->bd", weights, grid)
             context = context * torch.sigmoid(decoder.gate(state.hidden))
         x = decoder.embedding.weight[tokens[:B, position]] * E**0.5
-        hidden, kept = by_hand(decoder, cell, torch.cat([x, context], dim=-1), state)
+        hidden, kept = next_state(decoder, torch.cat([x, context], dim=-1), state)
         torch.testing.assert_close(after.hidden, hidden)
         torch.testing.assert_close(after.cell, kept)
         fused = torch.tanh(decoder.fuse(torch.cat([hidden, context], dim=-1)))

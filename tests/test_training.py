@@ -231,7 +231,7 @@ def test_batches_are_a_function_of_the_epoch(drawn: Config, tmp_path: Path) -> N
 
 
 def test_views_alone_have_their_own_size(drawn: Config, tmp_path: Path) -> None:
-    settings = replace(drawn.training, epochs=2, frozen_epochs=1, view_size=96)
+    settings = replace(drawn.training, epochs=2, frozen_epochs=1, view_size=32)
     config = replace(drawn, training=settings)
     trainer = Trainer(config, read_data(config), tmp_path / "run", CPU, quiet)
     shapes = []
@@ -239,7 +239,7 @@ def test_views_alone_have_their_own_size(drawn: Config, tmp_path: Path) -> None:
         trainer.progress.epoch = epoch
         trainer.begin_epoch()
         shapes.append(next(trainer.steps())[0].images.shape[1:])
-    assert shapes == [(4, 512), (3, 96, 96)]
+    assert shapes == [(4, 512), (3, 32, 32)]
 
 
 def test_what_the_config_lacks_is_named(drawn: Config) -> None:
