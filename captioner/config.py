@@ -292,7 +292,8 @@ class ModelConfig(_Ranged):
 
     ``init`` is a checkpoint to start from, or "default" for the one in the package. The sizes, the
     backbone and the preprocessing are then those of the checkpoint where the config does not say
-    the same; its words and tags are kept, and those of the data are added.
+    the same; only dropout and ``preprocessing.size`` may be others. Its words and tags are kept,
+    and those of the data are added.
     """
 
     grid_width: int = _ranged(512, 1, 8192)

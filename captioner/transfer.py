@@ -21,6 +21,9 @@ from captioner.vocabulary import SPECIAL, Vocabulary
 
 __all__ = ["begin", "extend_tags", "extend_vocabulary", "grow", "inherit"]
 
+# What a run that starts from a checkpoint may say anew, for its weights fit any.
+_FREE = ("dropout", "preprocessing.size")
+
 
 def begin(config: Config, examples: Sequence[Example]) -> Checkpoint:
     """Return what a run on the examples begins with: a model at its first weights, words, tags.
@@ -81,11 +84,11 @@ def inherit(config: Config, source: Config) -> Config:
     """Return a run's config with the sizes of the checkpoint that it starts from.
 
     What the run's config leaves at its default is the checkpoint's; ``ConfigError`` for what it
-    sets to something else, except dropout.
+    sets to something else, except dropout and the size of photographs.
     """
     ours, theirs, default = _sizes(config), _sizes(source), _sizes(Config())
     changes = {
-        key: ours[key] if key.endswith("dropout") and ours[key] != default[key] else theirs[key]
+        key: ours[key] if key.endswith(_FREE) and ours[key] != default[key] else theirs[key]
         for key in theirs
     }
     for key, value in changes.items():

@@ -16,6 +16,7 @@ from captioner.config import (
     DecoderConfig,
     EncoderConfig,
     ModelConfig,
+    Preprocessing,
 )
 from captioner.readers import Example
 from captioner.tags import TagSet
@@ -78,6 +79,11 @@ def test_sizes_are_inherited_and_may_not_differ(tiny: Checkpoint, tmp_path: Path
         begin(replace(config, model=replace(config.model, caption=other)), EXAMPLES)
     dropped = replace(config, model=replace(config.model, caption=DecoderConfig(dropout=0.1)))
     assert begin(dropped, EXAMPLES).config.model.caption.dropout == 0.1
+    larger = replace(config, preprocessing=Preprocessing(size=96))
+    assert begin(larger, EXAMPLES).config.preprocessing == Preprocessing(size=96)
+    cropped = replace(config, preprocessing=Preprocessing(fit="crop"))
+    with pytest.raises(ConfigError, match=r"preprocessing.fit is 'crop', but 'squash' in model"):
+        begin(cropped, EXAMPLES)
     assert begin(dropped, EXAMPLES).config.model.tags == tiny.config.model.tags
 
 
