@@ -333,11 +333,8 @@ class TrainingConfig(_Ranged):
     photographs of a step, each with all its captions, over all processes; ``accumulation`` is in
     how many parts, one after the other, each process reads its share. ``augment`` shows each
     photograph in another view and light every epoch (:func:`captioner.images.augment`) once the
-    encoder learns. These views have ``view_size`` pixels a side, or ``preprocessing.size`` if it
-    is 0: cropped views show things larger than whole photographs do, so those may be judged at a
-    larger size than is learnt from (Touvron et al., "Fixing the train-test resolution
-    discrepancy", 2019, section 3). ``ema`` is the share that the moving average of the weights
-    keeps of itself at each step; where it is not 0, the average is what is validated and saved.
+    encoder learns. ``ema`` is the share that the moving average of the weights keeps of itself at
+    each step; where it is not 0, the average is what is validated and saved.
 
     ``own_words`` is the share of words that the decoder reads from itself at the end of teacher
     forcing, rising from 0 (scheduled sampling: Bengio et al. 2015). ``attention_penalty`` weighs
@@ -360,7 +357,6 @@ class TrainingConfig(_Ranged):
     truncation: int = _ranged(0, 0, 1_000)
     tag_weight: float = _ranged(0.5, 0.0, 100.0)
     augment: bool = True
-    view_size: int = _ranged(0, 0, 2048)
     ema: float = _ranged(0.0, 0.0, 0.99999)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     features: str = ""
@@ -402,27 +398,11 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check that the sections fit each other."""
-        for wrong, message in self._contradictions():
-            if wrong:
-                raise ConfigError(message)
-
-    def _contradictions(self) -> Iterator[tuple[object, str]]:
-        training, size = self.training, self.preprocessing.size
-        yield (
-            training.attention_penalty and not self.model.caption.attention,
-            f"training.attention_penalty is {training.attention_penalty}, "
-            "but model.caption.attention is false; one of them must go",
-        )
-        yield (
-            training.view_size and not training.augment,
-            f"training.view_size is {training.view_size}, but training.augment is false; "
-            "one of them must go",
-        )
-        yield (
-            training.view_size and not 32 <= training.view_size <= size,
-            f"training.view_size is {training.view_size}; it takes 32 to preprocessing.size, "
-            f"{size}, or 0",
-        )
+        if self.training.attention_penalty and not self.model.caption.attention:
+            raise ConfigError(
+                f"training.attention_penalty is {self.training.attention_penalty}, "
+                "but model.caption.attention is false; one of them must go"
+            )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

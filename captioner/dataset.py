@@ -6,7 +6,6 @@ import os
 import random
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from threading import Thread
 from typing import NamedTuple
 
@@ -23,15 +22,7 @@ from captioner.tags import TagSet
 from captioner.tokenizer import tokenize
 from captioner.vocabulary import BOS, PAD, Vocabulary
 
-__all__ = [
-    "Augmentation",
-    "Batch",
-    "CaptionDataset",
-    "Features",
-    "PixelBatch",
-    "batches",
-    "pixel_batches",
-]
+__all__ = ["Batch", "CaptionDataset", "Features", "PixelBatch", "batches", "pixel_batches"]
 
 _MIRRORED = {"left": "right", "right": "left"}
 
@@ -69,13 +60,6 @@ class Features(NamedTuple):
     """Why a photograph has no features, by its place."""
 
 
-class Augmentation(NamedTuple):
-    """Random views of photographs: their seed, and their pixels a side."""
-
-    seed: str
-    size: int
-
-
 class _Item(NamedTuple):
     place: int
     image: np.ndarray
@@ -86,9 +70,9 @@ class _Item(NamedTuple):
 class CaptionDataset(Dataset["_Item | tuple[str, str]"]):
     """Examples with their captions and tags as ids.
 
-    Images are pixels, or rows of ``features`` where those are set; pixels of whole photographs,
-    or of random views where there is an ``augmentation``. ``parts`` says how often an epoch shows
-    which photographs; without it each is shown once.
+    Images are pixels, or rows of ``features`` where those are set. ``augmentation`` is the seed
+    of random views of the photographs, or ``None``. ``parts`` says how often an epoch shows which
+    photographs; without it each is shown once.
     """
 
     def __init__(
@@ -123,7 +107,7 @@ class CaptionDataset(Dataset["_Item | tuple[str, str]"]):
         self._tags = [tags.vocabulary.encode(tags.of(example)) for example in examples]
         self._preprocessing = preprocessing
         self.features: Features | None = None
-        self.augmentation: Augmentation | None = None
+        self.augmentation: str | None = None
 
     def __len__(self) -> int:
         """Return the number of photographs."""
@@ -160,17 +144,15 @@ class CaptionDataset(Dataset["_Item | tuple[str, str]"]):
             if index in self.features.unreadable:
                 return self.paths[index], self.features.unreadable[index]
             return _Item(index, self.features.rows[index], captions, tags)
-        preprocessing = self._preprocessing
         try:
-            image = open_rgb(self.paths[index], preprocessing.size)
+            image = open_rgb(self.paths[index], self._preprocessing.size)
         except UnreadableError as error:
             return self.paths[index], str(error)
         if self.augmentation is not None:
             # Seeded by place and showing, so that neither workers nor a resume change it.
-            image, mirrored = augment(image, random.Random(f"{self.augmentation.seed}/{item}"))
+            image, mirrored = augment(image, random.Random(f"{self.augmentation}/{item}"))
             captions = self._mirrored[index] if mirrored else captions
-            preprocessing = replace(preprocessing, size=self.augmentation.size)
-        return _Item(index, prepare(image, preprocessing), captions, tags)
+        return _Item(index, prepare(image, self._preprocessing), captions, tags)
 
 
 class _Pixels(Dataset["tuple[int, np.ndarray | str]"]):

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from captioner.checkpoint import load_checkpoint, save_checkpoint
 from captioner.config import Config, ConfigError, SearchOptions
-from captioner.dataset import Augmentation, Batch, CaptionDataset, Features, batches
+from captioner.dataset import Batch, CaptionDataset, Features, batches
 from captioner.distributed import Group, joined
 from captioner.evaluation import Evaluation, describe, feature_grids, judge, pixel_grids, tag_hits
 from captioner.features import encode_features
@@ -215,23 +215,17 @@ class Trainer:
 
     def begin_epoch(self) -> None:
         """Set what learns, from what, and how."""
-        stage = self.stage.name
+        settings, stage = self.config.training, self.stage.name
         frozen, rewarded = stage != "end to end", stage == "self-critical"
         self.model.requires_grad_(not rewarded)
         self.model.caption_decoder.requires_grad_(True)
         self.model.encoder.freeze(None if frozen else self.config.encoder.frozen_blocks)
         with self._stopper.idle():
             self.dataset.features = self._features(self.data.train) if frozen else None
-        self.dataset.augmentation = None if frozen else self._augmentation
+        seed = f"{settings.seed}/{self.progress.epoch}"
+        self.dataset.augmentation = seed if settings.augment and not frozen else None
         self._set_objective(rewarded)
         self._set_mode()
-
-    @property
-    def _augmentation(self) -> Augmentation | None:
-        settings = self.config.training
-        size = settings.view_size or self.config.preprocessing.size
-        seed = f"{settings.seed}/{self.progress.epoch}"
-        return Augmentation(seed, size) if settings.augment else None
 
     def _set_objective(self, rewarded: bool) -> None:
         settings, stage = self.config.training, self.stage.name
@@ -417,9 +411,7 @@ class Trainer:
         share = math.ceil(settings.batch_size / self.group.size / settings.accumulation)
         message = f"out of memory at step {self.step}, with {share} photographs at a time; "
         if share == 1:
-            return message + (
-                "begin another run with a smaller model, training.view_size or preprocessing.size"
-            )
+            return message + "begin another run with a smaller model or preprocessing.size"
         fewer = ", or with fewer self_critical.samples" if self.figure == "reward" else ""
         return message + (
             f"the run is saved: continue it with --set training.accumulation="

@@ -53,12 +53,6 @@ def test_overrides(tmp_path: Path) -> None:
             "training.attention_penalty = 1\nmodel.caption.attention = false",
             r"attention_penalty is 1\.0, but model\.caption\.attention is false",
         ),
-        (
-            "[training]\nview_size = 96\naugment = false",
-            r"training\.view_size is 96, but training\.augment is false",
-        ),
-        ("training.view_size = 240", r"view_size is 240; it takes 32 to preprocessing.size, 224,"),
-        ("training.view_size = 31", r"view_size is 31; it takes 32 to"),
         ("[training]\nepochs = -1", r"training\.epochs is -1; it takes 0 to"),
         ("[model.tags]\nhidden = 0", r"model\.tags\.hidden is 0"),
         ("[preprocessing]\nstd = [0, 1, 1]", r"preprocessing\.std is \(0"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from captioner.config import Config, ConfigError, DataConfig, DataSource
-from captioner.dataset import Augmentation, CaptionDataset, batches
+from captioner.dataset import CaptionDataset, batches
 from captioner.readers import DataError, Example
 from captioner.sources import Data, Part, read_data
 from captioner.tags import TagSet
@@ -151,7 +151,7 @@ def test_a_photograph_is_cropped_anew_each_time_it_is_shown(two: DataConfig) -> 
     words = Vocabulary(["a", "red", "disc", "of"])
     config = tiny_config()
     items = CaptionDataset(data.train, words, TagSet(["disc"]), config.preprocessing, 9, data.parts)
-    items.augmentation = Augmentation("0/1", 32)
+    items.augmentation = "0/1"
     batch = next(batches(items, 6, 0, 0, 0, 0))
     assert len(batch.places) == 6
     for place in (0, 1):

@@ -17,7 +17,7 @@ from captioner.config import (
     ConfigError,
     SelfCriticalConfig,
 )
-from captioner.dataset import Augmentation, Batch, batches
+from captioner.dataset import Batch, batches
 from captioner.inference import Captioner
 from captioner.losses import sequence_loss
 from captioner.runlog import read_log
@@ -219,7 +219,7 @@ def test_features_are_shared_until_the_encoder_learns(drawn: Config, tmp_path: P
 
 def test_batches_are_a_function_of_the_epoch(drawn: Config, tmp_path: Path) -> None:
     dataset = Trainer(drawn, read_data(drawn), tmp_path / "run", CPU, quiet).dataset
-    dataset.augmentation = Augmentation("0/1", 32)
+    dataset.augmentation = "0/1"
     whole = list(batches(dataset, 3, 0, 1, 0, 0))
     rest = list(batches(dataset, 3, 0, 1, 1, 0))
     assert len(whole) == 3
@@ -228,18 +228,6 @@ def test_batches_are_a_function_of_the_epoch(drawn: Config, tmp_path: Path) -> N
         for a, b in zip(whole[1:], rest, strict=True)
     )
     assert not torch.equal(next(batches(dataset, 3, 0, 2, 0, 0)).words, whole[0].words)
-
-
-def test_views_alone_have_their_own_size(drawn: Config, tmp_path: Path) -> None:
-    settings = replace(drawn.training, epochs=2, frozen_epochs=1, view_size=32)
-    config = replace(drawn, training=settings)
-    trainer = Trainer(config, read_data(config), tmp_path / "run", CPU, quiet)
-    shapes = []
-    for epoch in range(2):
-        trainer.progress.epoch = epoch
-        trainer.begin_epoch()
-        shapes.append(next(trainer.steps())[0].images.shape[1:])
-    assert shapes == [(4, 512), (3, 32, 32)]
 
 
 def test_what_the_config_lacks_is_named(drawn: Config) -> None:
