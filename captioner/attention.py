@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ __all__ = ["Attention"]
 # e^80 is a float32. Keys and queries beyond this would matter only where the two cancel: the tanh
 # of 10 is 1 to the last bit.
 _STEEPEST = 40.0
+
+# So many numbers, a megabyte, lie in the cache of one core of a processor.
+_CACHED = 2**18
 
 
 class Attention(nn.Module):
@@ -37,44 +41,65 @@ class Attention(nn.Module):
         """Return e^2k for the keys k = W_k g ``(B, N, A)`` of a grid ``(B, N, D)``."""
         return _steep(self.keys(grid))
 
-    def forward(self, query: Tensor, keys: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the context ``(R, D)`` and the weights ``(R, N)`` of each row.
+    def forward(self, query: Tensor, keys: Tensor) -> Tensor:
+        """Return the weights ``(B, K, N)`` of queries, of which K = R / B ask about each image.
 
         ``query``, ``(R, A)``, is W_q h; ``keys``, ``(B, N, A)``, is ``self.project(grid)``,
-        computed once an image; ``grid`` is ``(B, N, D)``. K = R / B consecutive rows belong to
-        one image.
+        computed once an image.
         """
-        images, cells, width = keys.shape
-        steep = _steep(query).view(images, -1, width)
+        steep = _steep(query).view(len(keys), -1, keys.shape[2])
         energy = _Energy.apply(keys, steep, self.energy.weight[0].to(keys.dtype))
-        weights = torch.softmax(energy, dim=-1)
-        context = torch.bmm(weights.to(grid.dtype), grid)
-        return context.flatten(0, 1), weights.view(-1, cells)
+        return torch.softmax(energy, dim=-1)
 
 
 class _Energy(torch.autograd.Function):
     """-2 v · s with s = 1 / (1 + e^2k e^2q), of each query and cell: ``(B, K, N)``.
 
     The derivative of s by its exponent is -s (1 - s), so the gradients of keys and queries are sums
-    of one tensor; autograd would go through several of its size, the largest of a step.
+    of one tensor; autograd would go through several of its size, the largest of a step. It is never
+    whole: a few images at a time stay in a processor's cache, and to compute s again there is
+    quicker than to fetch it.
     """
 
     @staticmethod
     def forward(ctx: Any, keys: Tensor, query: Tensor, energy: Tensor) -> Tensor:
-        share = torch.addcmul(keys.new_ones(()), keys[:, None], query[:, :, None]).reciprocal_()
-        ctx.save_for_backward(keys, query, energy, share)
-        return share @ (-2.0 * energy)
+        ctx.save_for_backward(keys, query, energy)
+        twice = -2.0 * energy
+        return torch.cat([_share(k, q) @ twice for k, q in _few_by_few(keys, query)])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        keys, query, energy, share = ctx.saved_tensors
-        gradient = gradient.to(share.dtype)
-        slope = torch.addcmul(share, share, share, value=-1.0).mul_(gradient[..., None])
+        keys, query, energy = ctx.saved_tensors
+        parts = _few_by_few(keys, query, gradient.to(keys.dtype))
+        sums = [_sums(_share(k, q), g) for k, q, g in parts]
+        of_keys, of_query, of_energy = zip(*sums, strict=True)
         twice = 2.0 * energy
-        of_keys = slope.sum(dim=1).mul_(twice).div_(keys)
-        of_query = slope.sum(dim=2).mul_(twice).div_(query)
-        return of_keys, of_query, (gradient.flatten() @ share.flatten(0, 2)).mul_(-2.0)
+        return (
+            torch.cat(of_keys).mul_(twice).div_(keys),
+            torch.cat(of_query).mul_(twice).div_(query),
+            torch.stack(of_energy).sum(dim=0).mul_(-2.0),
+        )
+
+
+def _few_by_few(keys: Tensor, query: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Go through the images: all at once, but on a processor few enough for its cache."""
+    few = max(1, len(keys))
+    if keys.device.type == "cpu":
+        few = max(1, _CACHED // max(1, query.shape[1] * keys.shape[1] * keys.shape[2]))
+    return zip(*(torch.split(x, few) for x in (keys, query, *others)), strict=True)
+
+
+def _share(keys: Tensor, query: Tensor) -> Tensor:
+    """Return s of each query and cell: ``(B, K, N, A)``."""
+    one = keys.new_ones(())
+    return torch.addcmul(one, keys[:, None], query[:, :, None]).reciprocal_()
+
+
+def _sums(share: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return s's part in the gradients of keys, queries and v, for that of the energies."""
+    slope = torch.addcmul(share, share, share, value=-1.0).mul_(gradient[..., None])
+    return slope.sum(dim=1), slope.sum(dim=2), gradient.flatten() @ share.flatten(0, 2)
 
 
 def _steep(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from captioner.attention import Attention
 from captioner.config import DecoderConfig
-from captioner.recurrence import Layer, Packed, pack, recur
+from captioner.recurrence import Packed, Products, layer, pack, recur
 
 __all__ = ["Decoder", "DecoderState"]
 
@@ -106,7 +106,7 @@ class Decoder(nn.Module):
         Without attention the weights are uniform.
         """
         grid, keys, hidden, cell = state
-        look = partial(self._look, grid, keys)
+        look = partial(self._look, keys, lambda weights: weights.to(grid.dtype) @ grid)
         linear = partial(F.linear, weight=self.cell.weight_ih, bias=self.cell.bias_ih)
         parts = _Parts(self._state_products, look, self._input_product(tokens, linear))
         read, weights, hidden, cell = self._advance(hidden, cell, parts)
@@ -150,9 +150,12 @@ class Decoder(nn.Module):
         hidden, cell = (x[packed.order // (len(tokens) // len(grid))] for x in state)
         sizes, columns = packed.sizes, tokens[packed.order].unbind(dim=1)
         given = [words[:size] for words, size in zip(columns, sizes, strict=False)]
-        layer = self._input_layer(None if own_words else torch.cat(given), sizes, hidden.dtype)
-        inner: Callable[[Tensor], Tensor] = layer
+        known = None if own_words else torch.cat(given)
+        product = self._input_layer(known, sizes, hidden.dtype)
+        inner: Callable[[Tensor], Tensor] = product
         outer = self._state_layer(sizes, hidden.dtype)
+        base = grid.new_zeros(()).expand(len(grid), sum(packed.ranks), grid.shape[2])
+        sums = Products(base, grid, packed.ranks)
         reads: list[Tensor] = []
         weights: list[Tensor] = []
         for position, (words, seats) in enumerate(zip(given, packed.seats, strict=True)):
@@ -161,8 +164,8 @@ class Decoder(nn.Module):
                 hidden, cell = hidden.detach(), cell.detach()
             if own_words:
                 words = self._mix(words, reads[-1], own_words) if position else words
-                inner = self._input_product(words, layer)
-            look = partial(self._look_from, grid, keys, seats, packed.ranks[position])
+                inner = self._input_product(words, product)
+            look = partial(self._look_from, keys, sums, seats, packed.ranks[position])
             read, weight, hidden, cell = self._advance(hidden, cell, _Parts(outer, look, inner))
             reads.append(read)
             weights.append(weight)
@@ -191,11 +194,11 @@ class Decoder(nn.Module):
 
     def _input_layer(
         self, tokens: Tensor | None, sizes: Sequence[int], dtype: torch.dtype
-    ) -> Layer:
+    ) -> Products:
         """Return the cell's product at all positions of ``sizes`` rows; of words now, if known."""
         weight, bias = self.cell.weight_ih.to(dtype), self.cell.bias_ih.to(dtype)
         given = weight.new_empty(sum(sizes), 0) if tokens is None else self._embed(tokens)
-        return Layer(weight, bias, given, sizes)
+        return layer(weight, bias, given, sizes)
 
     def _state_products(self, hidden: Tensor) -> Sequence[Tensor]:
         outer = F.linear(hidden, self.cell.weight_hh, self.cell.bias_hh)
@@ -213,28 +216,38 @@ class Decoder(nn.Module):
             weights += [self.gate.weight, query]
             biases += [self.gate.bias, query.new_zeros(len(query))]
         weight, bias = torch.cat(weights).to(dtype), torch.cat(biases).to(dtype)
-        layer = Layer(weight, bias, weight.new_empty(sum(sizes), 0), sizes)
+        product = layer(weight, bias, weight.new_empty(sum(sizes), 0), sizes)
         widths = [*map(len, weights), 0, 0][:3]  # without attention, nothing is for it
-        return lambda hidden: torch.split(layer(hidden), widths, dim=-1)
+        return lambda hidden: torch.split(product(hidden), widths, dim=-1)
 
     def _logits(self, read: Tensor) -> Tensor:
         logits: Tensor = self.output(self.dropout(torch.tanh(self.fuse(self.dropout(read)))))
         return logits
 
-    def _look(self, grid: Tensor, keys: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the context and the weights of rows, K consecutive ones an image."""
+    def _look(
+        self, keys: Tensor, sums: Callable[[Tensor], Tensor], query: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the context and the weights of rows, K consecutive ones an image.
+
+        ``sums`` takes the sums over cells: weights ``(B, K, N)`` to ``(B, K, D)``.
+        """
         if self.attention is None:
-            cells = grid.shape[1]
-            return query, grid.new_full((len(query), cells), 1.0 / cells)
-        found: tuple[Tensor, Tensor] = self.attention(query, keys, grid)
-        return found
+            cells = keys.shape[1]
+            return query, keys.new_full((len(query), cells), 1.0 / cells)
+        weights = self.attention(query, keys)
+        return sums(weights).flatten(0, 1), weights.flatten(0, 1)
 
     def _look_from(
-        self, grid: Tensor, keys: Tensor, seats: Tensor, ranks: int, query: Tensor
+        self,
+        keys: Tensor,
+        sums: Callable[[Tensor], Tensor],
+        seats: Tensor,
+        ranks: int,
+        query: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Return the same of any rows: each has its seat among ``ranks`` of each image."""
-        each = query.new_zeros(len(grid) * ranks, query.shape[1]).index_copy(0, seats, query)
-        context, weights = self._look(grid, keys, each)
+        each = query.new_zeros(len(keys) * ranks, query.shape[1]).index_copy(0, seats, query)
+        context, weights = self._look(keys, sums, each)
         return context.index_select(0, seats), weights.index_select(0, seats)
 
     def _advance(

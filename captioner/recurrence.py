@@ -1,4 +1,4 @@
-"""What an RNN does at many positions: which rows go on, linear layers, and cells."""
+"""What an RNN does at many positions: which rows go on, products, and cells."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
-__all__ = ["Layer", "Packed", "pack", "recur"]
+__all__ = ["Packed", "Products", "layer", "pack", "recur"]
 
 
 class Packed(NamedTuple):
@@ -52,60 +53,61 @@ def pack(keep: Tensor, images: int) -> Packed:
     return Packed(order, seats, [most for _, most in counts], places, reached)
 
 
-class Layer:
-    """A linear layer at each position of a recurrence, whose gradient is one product for them all.
+class Products:
+    """Products of what is read, position by position, with one factor; each is added to a base.
 
-    A part of what it reads, the ``given``, may be there from the beginning: it is multiplied at
-    once. The rest comes at each position. Autograd alone would make the weight's gradient at each
-    position and add it to the others', which for the rows of one step costs more than the product.
+    The factor's gradient is one product for all positions. Autograd alone would make one at each
+    and add it to the others', which for the rows of one step costs more than the product.
 
     All positions must have been called before a backward pass, and their rows be left as they are.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, given: Tensor, sizes: Sequence[int]) -> None:
-        """Take ``weight`` ``(O, I)`` and ``bias`` ``(O,)``, in the number type to compute with.
+    def __init__(self, base: Tensor, factor: Tensor, sizes: Sequence[int]) -> None:
+        """Take ``base`` ``(…, P, O)`` and ``factor`` ``(…, I, O)``, both in one number type.
 
-        ``given`` is ``(P, I')`` with 0 <= I' <= I, first the rows of the first position;
-        ``sizes`` is how many rows each position has, P in all.
+        The base has first the rows of the first position; ``sizes`` is how many rows each has, P
+        in all.
         """
         self._rows: list[Tensor] = []
-        self._rest = weight.detach()[:, given.shape[1] :].t()
-        begun: Tensor = _Begun.apply(given.to(weight.dtype), weight, bias, self._rows)
-        self._begun = iter(torch.split(begun, list(sizes)))
+        self._factor = factor.detach()
+        self._add = torch.addmm if factor.dim() == 2 else torch.baddbmm
+        begun: Tensor = _Begun.apply(base, factor, self._rows)
+        self._begun = iter(torch.split(begun, list(sizes), dim=-2))
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """Return what the next position's rows ``(R, I - I')`` give, with its given: ``(R, O)``."""
-        rows = rows.to(self._rest.dtype)
+        """Return what the next position's rows ``(…, R, I)`` give: ``(…, R, O)``."""
+        rows = rows.to(self._factor.dtype)
         self._rows.append(rows.detach())
-        return torch.addmm(next(self._begun), rows, self._rest)
+        return self._add(next(self._begun), rows, self._factor)
 
 
 class _Begun(torch.autograd.Function):
-    """The given times its part of the weight, plus the bias: ``(P, O)``.
+    """The base, to which the products are added: its gradient is that of all the results.
 
-    To it the product with the rest is added, position by position. So its gradient is that of the
-    whole layer's result, and the rest, ``later``, is known when it comes.
+    So with ``rows``, which are all known when it comes, the factor's gradient can be made from it.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, given: Tensor, weight: Tensor, bias: Tensor, later: list[Tensor]
-    ) -> Tensor:
-        ctx.save_for_backward(given, weight)
-        ctx.later = later
-        width = given.shape[1]
-        if not width:
-            return bias.expand(len(given), -1)
-        return torch.addmm(bias, given, weight[:, :width].t())
+    def forward(ctx: Any, base: Tensor, factor: Tensor, rows: list[Tensor]) -> Tensor:
+        ctx.rows = rows
+        return base.view_as(base)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        given, weight = ctx.saved_tensors
-        of_given = gradient @ weight[:, : given.shape[1]]
-        read = [given, torch.cat(ctx.later)]
-        of_weight = torch.cat([gradient.t() @ rows for rows in read], dim=1)
-        return of_given, of_weight, gradient.sum(dim=0), None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        return gradient, torch.cat(ctx.rows, dim=-2).mT @ gradient, None
+
+
+def layer(weight: Tensor, bias: Tensor, given: Tensor, sizes: Sequence[int]) -> Products:
+    """Return a linear layer, ``weight`` ``(O, I)`` and ``bias`` ``(O,)``, at each position.
+
+    A part of what it reads may be there from the beginning: ``given``, ``(P, I')`` with
+    0 <= I' <= I, is multiplied at once, and I - I' columns come at each position.
+    """
+    width = given.shape[1]
+    known, rest = torch.split(weight, [width, weight.shape[1] - width], dim=1)
+    base = F.linear(given.to(weight.dtype), known, bias) if width else bias.expand(len(given), -1)
+    return Products(base, rest.t(), sizes)
 
 
 def recur(

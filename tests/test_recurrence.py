@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from captioner.recurrence import Layer, pack
+from captioner.recurrence import Products, layer, pack
 
 SIZES = [5, 3, 3, 2]
 ROWS, INPUTS, OUTPUTS = sum(SIZES), 7, 11
@@ -23,8 +23,8 @@ def made() -> Learnt:
 
 def each_position(of: Learnt, width: int) -> Tensor:
     """Return what a layer gives when it reads all but ``width`` columns position by position."""
-    layer = Layer(of["weight"], of["bias"], of["read"][:, :width], SIZES)
-    return torch.cat([layer(rows) for rows in torch.split(of["read"][:, width:], SIZES)])
+    product = layer(of["weight"], of["bias"], of["read"][:, :width], SIZES)
+    return torch.cat([product(rows) for rows in torch.split(of["read"][:, width:], SIZES)])
 
 
 def gradients(result: Tensor, of: Learnt, names: list[str]) -> tuple[Tensor, ...]:
@@ -66,11 +66,26 @@ def test_positions_that_nothing_depends_on_count_nothing() -> None:
 def test_rows_take_the_number_type_of_the_weights() -> None:
     of = {name: tensor.detach() for name, tensor in made().items()}
     weight, bias = of["weight"].bfloat16(), of["bias"].bfloat16()
-    layer = Layer(weight, bias, of["read"][:, :4], [ROWS])
-    found = layer(of["read"][:, 4:])
+    product = layer(weight, bias, of["read"][:, :4], [ROWS])
+    found = product(of["read"][:, 4:])
     assert found.dtype == torch.bfloat16
     expected = F.linear(of["read"], of["weight"], of["bias"])
     torch.testing.assert_close(found.double(), expected, atol=0.1, rtol=0.05)
+
+
+def test_a_factor_may_be_one_of_many() -> None:
+    """A product of matrices for each of three images."""
+    torch.manual_seed(0)
+    shapes = {"base": (3, ROWS, OUTPUTS), "factor": (3, INPUTS, OUTPUTS), "read": (3, ROWS, INPUTS)}
+    of = {name: torch.randn(s).double().requires_grad_() for name, s in shapes.items()}
+    product = Products(of["base"], of["factor"], SIZES)
+    found = torch.cat([product(rows) for rows in torch.split(of["read"], SIZES, dim=1)], dim=1)
+    expected = of["base"] + of["read"] @ of["factor"]
+    torch.testing.assert_close(found, expected)
+    for wanted, gradient in zip(
+        gradients(expected, of, list(of)), gradients(found, of, list(of)), strict=True
+    ):
+        torch.testing.assert_close(gradient, wanted)
 
 
 def test_rows_are_packed_from_the_longest_to_the_shortest() -> None:
