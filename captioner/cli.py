@@ -505,7 +505,9 @@ def _with_sidecars(
 def _load(args: argparse.Namespace) -> Captioner:
     from captioner.checkpoint import CheckpointError
     from captioner.inference import Captioner
+    from captioner.memory import keep_freed_memory
 
+    keep_freed_memory()
     try:
         return Captioner.load(args.model, device=args.device, precision=args.precision)
     except CheckpointError as error:

@@ -395,6 +395,13 @@ class Trainer:
         """
         if isinstance(error, TrainingError):
             return
+        if "DataLoader worker" in str(error):
+            # It is known in the middle of anything, so what is there may not belong together.
+            raise TrainingError(
+                f"a process that reads photographs has ended: {error}; if its decoder crashed, "
+                "scripts/check_data.py names the photograph. Empty that file, so that it is left "
+                "out, and the same command continues the run"
+            ) from error
         scarce = isinstance(error, torch.OutOfMemoryError) or any(
             sign in str(error) for sign in ("out of memory", "allocate memory")
         )

@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 
 from captioner.evaluation import versions
+from captioner.memory import keep_freed_memory
 from captioner.model import choose_device
 from measures.folder import folder, growth
 from measures.metrics import metrics
@@ -90,6 +91,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
+    keep_freed_memory()
     torch.set_num_threads(args.threads)
     report: Figures = {"machine": machine(choose_device(args.device)), "versions": versions()}
     print(report["machine"])

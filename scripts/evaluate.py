@@ -29,6 +29,7 @@ from captioner.evaluation import (
     versions,
 )
 from captioner.inference import Captioner
+from captioner.memory import keep_freed_memory
 from captioner.metrics import MissingToolError, need_meteor, need_spice
 
 
@@ -135,6 +136,7 @@ def table(figures: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
+    keep_freed_memory()
     try:
         prepare(args)
         files = evaluate(args)

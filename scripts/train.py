@@ -38,9 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             with stopper.idle():
                 from captioner.checkpoint import CheckpointError
                 from captioner.config import ConfigError, load_config
+                from captioner.memory import keep_freed_memory
                 from captioner.model import choose_device
                 from captioner.readers import DataError
                 from captioner.training import TrainingError, fit
+            keep_freed_memory()
             config = load_config(args.config, args.set)
             fit(config, args.run, choose_device(args.device), stopper=stopper)
         except StoppedError:

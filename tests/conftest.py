@@ -28,11 +28,14 @@ from captioner.config import (
     Preprocessing,
     TrainingConfig,
 )
+from captioner.memory import keep_freed_memory
 from captioner.tags import TagSet
 from captioner.vocabulary import EOS, Vocabulary
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
+
+keep_freed_memory()  # as the programs do
 
 WORDS = ["a", "dog", "runs", "on", "grass", "man", "'s", "hat", "red"]
 TAGS = ["dog", "run", "grass", "man", "red"]

@@ -40,6 +40,7 @@ LEVELS = {
         "decoding",
         "digests",
         "journal",
+        "memory",
         "outputs",
         "pages",
         "schedules",

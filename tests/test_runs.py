@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from processes import SCORES, Moment, script, scripted_scores, settings, struck
 from torch import nn
 
@@ -17,6 +19,7 @@ from captioner.config import Config, ConfigError, EncoderConfig, SelfCriticalCon
 from captioner.dataset import Features
 from captioner.distributed import Group
 from captioner.evaluation import Evaluation
+from captioner.images import open_rgb
 from captioner.runlog import read_log
 from captioner.sources import read_data
 from captioner.training import Trainer, TrainingError, Update, fit
@@ -300,6 +303,28 @@ def test_out_of_memory_saves_and_names_what_to_try(
         fit(drawn, tmp_path / "run", CPU, quiet)
     config = replace(drawn, training=replace(drawn.training, accumulation=2))
     fit(config, tmp_path / "run", CPU, quiet)
+    assert [record["epoch"] for record in evaluations(tmp_path / "run")] == [1, 2]
+
+
+def test_a_photograph_that_ends_its_reader_is_left_out_once_it_is_empty(
+    drawn: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crashing, reader = Path(drawn.data.images) / "red.png", open_rgb
+
+    def read(path: str, size: int) -> Image.Image:
+        if path == str(crashing) and crashing.stat().st_size:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return reader(path, size)
+
+    monkeypatch.setattr("captioner.dataset.open_rgb", read)
+    advice = "process that reads photographs has ended: .*(killed|exited).*check_data.* Empty that"
+    with pytest.raises(TrainingError, match=advice):
+        fit(drawn, tmp_path / "run", CPU, quiet)
+    crashing.write_bytes(b"")
+    said: list[str] = []
+    fit(drawn, tmp_path / "run", CPU, said.append)
+    assert any(line.startswith("continuing at epoch 2") for line in said)
+    assert any(line.startswith(f"left out {crashing}") for line in said)
     assert [record["epoch"] for record in evaluations(tmp_path / "run")] == [1, 2]
 
 
