@@ -16,7 +16,7 @@ __all__ = ["Attention"]
 # of 10 is 1 to the last bit.
 _STEEPEST = 40.0
 
-# So many numbers, a megabyte, lie in the cache of one core of a processor.
+# So many float32, a megabyte, lie in the cache of one core of a processor.
 _CACHED = 2**18
 
 
@@ -56,16 +56,17 @@ class _Energy(torch.autograd.Function):
     """-2 v · s with s = 1 / (1 + e^2k e^2q), of each query and cell: ``(B, K, N)``.
 
     The derivative of s by its exponent is -s (1 - s), so the gradients of keys and queries are sums
-    of one tensor; autograd would go through several of its size, the largest of a step. It is never
-    whole: a few images at a time stay in a processor's cache, and to compute s again there is
-    quicker than to fetch it.
+    of one tensor; autograd would go through several of its size, the largest of a step. It is not
+    kept, and on a processor it is never whole: a few images at a time stay in the cache, and to
+    compute s again there is quicker than to fetch it.
     """
 
     @staticmethod
     def forward(ctx: Any, keys: Tensor, query: Tensor, energy: Tensor) -> Tensor:
         ctx.save_for_backward(keys, query, energy)
         twice = -2.0 * energy
-        return torch.cat([_share(k, q) @ twice for k, q in _few_by_few(keys, query)])
+        with torch.autocast(keys.device.type, enabled=False):
+            return torch.cat([_share(k, q) @ twice for k, q in _few_by_few(keys, query)])
 
     @staticmethod
     @once_differentiable
@@ -84,9 +85,9 @@ class _Energy(torch.autograd.Function):
 
 def _few_by_few(keys: Tensor, query: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Go through the images: all at once, but on a processor few enough for its cache."""
-    few = max(1, len(keys))
+    few = len(keys)
     if keys.device.type == "cpu":
-        few = max(1, _CACHED // max(1, query.shape[1] * keys.shape[1] * keys.shape[2]))
+        few = max(1, _CACHED // (query.shape[1] * keys[0].numel()))
     return zip(*(torch.split(x, few) for x in (keys, query, *others)), strict=True)
 
 

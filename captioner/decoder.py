@@ -154,8 +154,7 @@ class Decoder(nn.Module):
         product = self._input_layer(known, sizes, hidden.dtype)
         inner: Callable[[Tensor], Tensor] = product
         outer = self._state_layer(sizes, hidden.dtype)
-        base = grid.new_zeros(()).expand(len(grid), sum(packed.ranks), grid.shape[2])
-        sums = Products(base, grid, packed.ranks)
+        sums = self._sums_layer(grid, packed.ranks)
         reads: list[Tensor] = []
         weights: list[Tensor] = []
         for position, (words, seats) in enumerate(zip(given, packed.seats, strict=True)):
@@ -219,6 +218,12 @@ class Decoder(nn.Module):
         product = layer(weight, bias, weight.new_empty(sum(sizes), 0), sizes)
         widths = [*map(len, weights), 0, 0][:3]  # without attention, nothing is for it
         return lambda hidden: torch.split(product(hidden), widths, dim=-1)
+
+    @staticmethod
+    def _sums_layer(grid: Tensor, ranks: Sequence[int]) -> Products:
+        """Return the sums over cells at all positions: of ``ranks`` rows of each image."""
+        nothing = grid.new_zeros(()).expand(len(grid), sum(ranks), grid.shape[2])
+        return Products(nothing, grid, ranks)
 
     def _logits(self, read: Tensor) -> Tensor:
         logits: Tensor = self.output(self.dropout(torch.tanh(self.fuse(self.dropout(read)))))

@@ -63,10 +63,10 @@ class Products:
     """
 
     def __init__(self, base: Tensor, factor: Tensor, sizes: Sequence[int]) -> None:
-        """Take ``base`` ``(…, P, O)`` and ``factor`` ``(…, I, O)``, both in one number type.
+        """Take ``base`` ``(P, O)`` and ``factor`` ``(I, O)``, both in one number type.
 
-        The base has first the rows of the first position; ``sizes`` is how many rows each has, P
-        in all.
+        Or a pair of them for each of B images, ``(B, P, O)`` and ``(B, I, O)``. The base has first
+        the rows of the first position; ``sizes`` is how many rows each has, P in all.
         """
         self._rows: list[Tensor] = []
         self._factor = factor.detach()
@@ -75,7 +75,7 @@ class Products:
         self._begun = iter(torch.split(begun, list(sizes), dim=-2))
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """Return what the next position's rows ``(…, R, I)`` give: ``(…, R, O)``."""
+        """Return what the next position's rows ``(R, I)`` or ``(B, R, I)`` give, O wide."""
         rows = rows.to(self._factor.dtype)
         self._rows.append(rows.detach())
         return self._add(next(self._begun), rows, self._factor)

@@ -395,12 +395,13 @@ class Trainer:
         """
         if isinstance(error, TrainingError):
             return
-        if "DataLoader worker" in str(error):
-            # It is known in the middle of anything, so what is there may not belong together.
+        if "DataLoader worker (pid" in str(error):
+            # A signal handler raises it, between any two instructions: nothing is saved, for what
+            # is there may not belong together.
             raise TrainingError(
-                f"a process that reads photographs has ended: {error}; if its decoder crashed, "
-                "scripts/check_data.py names the photograph. Empty that file, so that it is left "
-                "out, and the same command continues the run"
+                f"a process that reads photographs has ended: {error}; if its decoder crashed, and "
+                "not for want of memory, scripts/check_data.py names the photograph. Empty that "
+                "file, so that it is left out, and the same command continues the run"
             ) from error
         scarce = isinstance(error, torch.OutOfMemoryError) or any(
             sign in str(error) for sign in ("out of memory", "allocate memory")

@@ -35,7 +35,7 @@ from captioner.vocabulary import EOS, Vocabulary
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
-keep_freed_memory()  # as the programs do
+keep_freed_memory()  # a part of the tests' time otherwise
 
 WORDS = ["a", "dog", "runs", "on", "grass", "man", "'s", "hat", "red"]
 TAGS = ["dog", "run", "grass", "man", "red"]

@@ -191,6 +191,14 @@ def test_attention_is_additive(scale: float) -> None:
     torch.testing.assert_close(weights, energy.squeeze(-1).softmax(dim=-1), atol=1e-4, rtol=1e-4)
 
 
+def test_energies_are_of_float32_in_bfloat16_too() -> None:
+    attention, grid, hidden = steep_attention(1.0)
+    query, keys = attention.query(hidden), attention.project(grid)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attention(query, keys)
+    assert torch.equal(found, attention(query, keys))
+
+
 def test_attention_stays_finite() -> None:
     attention, grid, hidden = steep_attention(1e4)
     weights = attention(attention.query(hidden), attention.project(grid))

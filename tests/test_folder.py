@@ -282,8 +282,10 @@ def test_two_runs_on_one_output(
         while not output.exists() and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signal.SIGSTOP)
-        status, said = run(command(very_many, output, model, "--overwrite"), capsysbinary)
-        process.send_signal(signal.SIGCONT)
+        try:
+            status, said = run(command(very_many, output, model, "--overwrite"), capsysbinary)
+        finally:
+            process.send_signal(signal.SIGCONT)
         assert process.stderr is not None
         process.stderr.read()
     assert (status, process.returncode) == (2, 1)

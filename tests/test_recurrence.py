@@ -73,17 +73,20 @@ def test_rows_take_the_number_type_of_the_weights() -> None:
     torch.testing.assert_close(found.double(), expected, atol=0.1, rtol=0.05)
 
 
-def test_a_factor_may_be_one_of_many() -> None:
-    """A product of matrices for each of three images."""
+@pytest.mark.parametrize("names", [["base", "factor", "read"], ["factor", "read"]])
+def test_a_factor_may_be_one_of_many(names: list[str]) -> None:
+    """A product of matrices for each of three images, also where nothing is added to it."""
     torch.manual_seed(0)
     shapes = {"base": (3, ROWS, OUTPUTS), "factor": (3, INPUTS, OUTPUTS), "read": (3, ROWS, INPUTS)}
     of = {name: torch.randn(s).double().requires_grad_() for name, s in shapes.items()}
+    if "base" not in names:
+        of["base"] = torch.zeros(()).double().expand(shapes["base"])
     product = Products(of["base"], of["factor"], SIZES)
     found = torch.cat([product(rows) for rows in torch.split(of["read"], SIZES, dim=1)], dim=1)
     expected = of["base"] + of["read"] @ of["factor"]
     torch.testing.assert_close(found, expected)
     for wanted, gradient in zip(
-        gradients(expected, of, list(of)), gradients(found, of, list(of)), strict=True
+        gradients(expected, of, names), gradients(found, of, names), strict=True
     ):
         torch.testing.assert_close(gradient, wanted)
 
