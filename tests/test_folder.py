@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -296,7 +297,11 @@ def test_two_runs_on_one_output(
 def test_ctrl_c_says_how_to_continue(model: list[str], very_many: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.json"
     code = [sys.executable, "-m", "captioner", *command(very_many, output, model)]
-    with subprocess.Popen(code, stderr=subprocess.PIPE, start_new_session=True) as process:
+    # Whoever started the tests in the background may have had Ctrl-C ignored.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        code, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=heed
+    ) as process:
         journal = Path(f"{output}.journal")
         while process.poll() is None and not (
             journal.exists() and journal.read_bytes().count(b"\n") > 5
