@@ -389,7 +389,7 @@ class Trainer:
             )
 
     def _after(self, error: RuntimeError) -> None:
-        """Save what a failed step leaves as it was; say what to try if it was for want of memory.
+        """Save what a failed step leaves as it was; say what to try, where that is known.
 
         A group's other processes fail with it: their save is the run's.
         """
