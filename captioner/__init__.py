@@ -18,21 +18,22 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from captioner.version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from captioner.config import SearchOptions
     from captioner.generation import Caption, Tag
     from captioner.images import ImageError
     from captioner.inference import Captioner, Description
+    from captioner.options import SearchOptions
 
 __all__ = ["Caption", "Captioner", "Description", "ImageError", "SearchOptions", "Tag"]
-__version__ = "0.1.0"
 
 _HOMES = {
     "Caption": "generation",
     "Captioner": "inference",
     "Description": "inference",
     "ImageError": "images",
-    "SearchOptions": "config",
+    "SearchOptions": "options",
     "Tag": "generation",
 }
 

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from captioner.config import Config, DataConfig, Preprocessing
 from captioner.decoding import Found, read_ahead
+from captioner.files import printable
 from captioner.images import UnreadableError, read_pixels
-from captioner.outputs import printable
 from captioner.readers import is_junk
 from captioner.sources import Source, read_sources
 from captioner.tokenizer import tokenize

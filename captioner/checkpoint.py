@@ -14,10 +14,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from captioner.config import Config, from_dict, to_dict
+from captioner.config import Config
 from captioner.encoder import Encoder
-from captioner.journal import replacing
+from captioner.files import replacing
 from captioner.model import CaptionModel
+from captioner.settings import from_dict, to_dict
 from captioner.tags import Calibration, TagSet
 from captioner.vocabulary import SPECIAL, Vocabulary
 

@@ -12,8 +12,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import Field, asdict, fields
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from captioner import __version__
-from captioner.config import ConfigError, SearchOptions, meaning
+from captioner.options import SearchOptions, meaning
+from captioner.settings import ConfigError
+from captioner.version import __version__
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -387,7 +388,7 @@ def _check_file(option: str, path: str, endings: Sequence[str]) -> None:
 
 
 def _check_report(args: argparse.Namespace) -> None:
-    from captioner.journal import check_replaceable
+    from captioner.files import check_replaceable
     from captioner.report import is_report
 
     if os.path.lexists(args.report) and not args.overwrite and not is_report(args.report):
@@ -516,7 +517,7 @@ def _load(args: argparse.Namespace) -> Captioner:
 
 def _info(args: argparse.Namespace) -> int:
     from captioner.checkpoint import default_path
-    from captioner.outputs import printable
+    from captioner.files import printable
     from captioner.vocabulary import SPECIAL
 
     captioner = _load(args)

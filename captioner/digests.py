@@ -13,7 +13,7 @@ from time import time_ns
 
 from tqdm import tqdm
 
-from captioner.journal import as_json, locked, replacing
+from captioner.files import as_json, locked, replacing
 
 __all__ = ["Digests"]
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captioner.config import ConfigError, EncoderConfig, Preprocessing
+from captioner.config import EncoderConfig, Preprocessing
+from captioner.settings import ConfigError
 
 __all__ = ["Encoder", "load_backbone_weights"]
 

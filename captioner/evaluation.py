@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from captioner.checkpoint import Checkpoint
-from captioner.config import SearchOptions
 from captioner.dataset import Features, pixel_batches
+from captioner.device import autocast
 from captioner.generation import Caption, Tag, write_captions, write_tags
 from captioner.metrics import Scores, diversity, meteor, paired_bootstrap, score, spice
-from captioner.model import autocast
+from captioner.options import SearchOptions
 from captioner.readers import DataError, Example
 from captioner.tags import TagSet, content_words
 from captioner.tokenizer import stem

@@ -26,12 +26,12 @@ import torchvision
 from torch import Tensor
 from tqdm import tqdm
 
-from captioner import __version__
 from captioner.dataset import Features, pixel_batches
 from captioner.digests import Digests
 from captioner.encoder import Encoder
+from captioner.files import append, as_json, locked, replacing
 from captioner.images import image_endings
-from captioner.journal import append, as_json, locked, replacing
+from captioner.version import __version__
 
 __all__ = ["encode_features"]
 

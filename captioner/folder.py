@@ -14,14 +14,15 @@ import numpy as np
 
 from captioner.config import Preprocessing
 from captioner.decoding import Found, read_ahead
+from captioner.files import Record
 from captioner.images import UnreadableError, image_endings, read_pixels
-from captioner.journal import Journal, Record
+from captioner.journal import Journal
 from captioner.outputs import Output, Sidecars
 
 if TYPE_CHECKING:
-    from captioner.config import SearchOptions
     from captioner.generation import Caption
     from captioner.inference import Captioner
+    from captioner.options import SearchOptions
 
 __all__ = ["Found", "Part", "catch_up", "describe_folder", "find_photographs", "keep", "plan"]
 

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captioner.config import ConfigError, SearchOptions
 from captioner.decoder import Decoder, DecoderState
+from captioner.options import SearchOptions
 from captioner.search import Forbid, Hypothesis, NoEnding, NoRepeat, TokenRule, search
+from captioner.settings import ConfigError
 from captioner.tags import Calibration, TagSet
 from captioner.tokenizer import detokenize
 from captioner.vocabulary import BOS, EOS, PAD, SPECIAL, UNK, UNSAID, Vocabulary

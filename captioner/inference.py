@@ -15,10 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from captioner.checkpoint import Checkpoint, default_path, load_checkpoint
-from captioner.config import ConfigError, SearchOptions
+from captioner.device import choose_device, choose_precision
 from captioner.generation import Caption, Tag, token_rules, write_captions, write_tags
 from captioner.images import ImageError, UnreadableError, open_rgb, prepare, to_rgb
-from captioner.model import choose_device, choose_precision
+from captioner.options import SearchOptions
+from captioner.settings import ConfigError
 from captioner.tags import Calibration
 
 __all__ = [

@@ -5,26 +5,19 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping
 from io import FileIO
 from itertools import pairwise
-from pathlib import Path
 from time import monotonic
-from typing import IO, Any
+from typing import Any
+
+from captioner.files import Record, append, as_json
 
 __all__ = [
     "Journal",
     "JournalError",
-    "Record",
-    "append",
-    "as_json",
-    "check_replaceable",
-    "locked",
-    "replacing",
 ]
 
-Record = dict[str, Any]
 
 _FORMAT = "captioner journal 1"
 _MAGIC = b'{"format": "captioner journal'
@@ -172,74 +165,3 @@ def _parsed(line: bytes) -> Record | None:
     except ValueError:
         return None
     return entry if isinstance(entry, dict) else None
-
-
-def as_json(value: object) -> bytes:
-    """Return a value as one line of JSON, without its end."""
-    try:
-        return json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:  # a name that is not UTF-8 survives as an escaped surrogate
-        return json.dumps(value).encode()
-
-
-def append(file: FileIO, content: bytes) -> int:
-    """Write at the end of a file, all or nothing; return where it begins."""
-    start = file.seek(0, os.SEEK_END)
-    try:
-        rest = memoryview(content)
-        while rest:
-            rest = rest[file.write(rest) :]
-    except OSError as error:
-        with suppress(OSError):
-            file.truncate(start)
-        raise OSError(error.errno, error.strerror, str(file.name)) from None
-    return start
-
-
-@contextmanager
-def replacing(path: str) -> Iterator[IO[bytes]]:
-    """Open a file to write that takes the place of another only once it is whole."""
-    temporary = _temporary(path)
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, os.path.realpath(path))
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, path) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def locked(path: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold a lock that one process at a time can have; it ends with its process, however that ends.
-
-    ``waiting`` is called if another one has it. The empty file of the lock stays. Raises
-    ``OSError``.
-    """
-    with open(path, "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting()
-            fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            # To close it is not enough: a process that was forked meanwhile has it open too.
-            fcntl.flock(file, fcntl.LOCK_UN)
-
-
-def check_replaceable(path: str) -> None:
-    """Raise ``OSError`` if :func:`replacing` could not even begin."""
-    temporary = _temporary(path)
-    temporary.touch()
-    temporary.unlink()
-
-
-def _temporary(path: str) -> Path:
-    target = Path(os.path.realpath(path))
-    return target.with_name(f".{target.name}.tmp")

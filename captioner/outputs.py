@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import IO, Protocol
 from xml.sax.saxutils import escape
 
-from captioner.journal import Record, append, as_json, replacing
+from captioner.csv_cells import BETWEEN_TAGS, csv_cell
+from captioner.files import Record, append, as_json, printable, replacing
 
 __all__ = [
     "FORMS",
@@ -26,11 +27,8 @@ __all__ = [
     "TerminalStream",
     "coco_image_id",
     "csv_line",
-    "csv_tags",
-    "csv_text",
     "json_line",
     "output_file",
-    "printable",
     "sidecar_path",
 ]
 
@@ -40,9 +38,6 @@ FORMS = (".jsonl", ".csv", ".json")
 SIDECARS = ("txt", "caption", "xmp")
 """The kinds of sidecars."""
 
-# A spreadsheet takes a cell that begins so for a formula; the last four are full-width signs.
-_FORMULA = tuple("=+-@\t\r\n＝＋－＠")
-_BETWEEN_TAGS = ", "
 _CSV_HEAD = "\ufeffimage,caption,log_prob,tags,error\r\n".encode()
 
 _XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
@@ -201,30 +196,14 @@ def csv_line(record: Record) -> bytes:
     A text that a spreadsheet would take for a formula has an apostrophe before it.
     """
     texts = [record["image"], record.get("caption", ""), _tag_list(record), record.get("error", "")]
-    image, caption, tags, error = (f"'{t}" if t.startswith(_FORMULA) else t for t in texts)
+    image, caption, tags, error = map(csv_cell, texts)
     row = StringIO()
     csv.writer(row).writerow([image, caption, record.get("log_prob", ""), tags, error])
     return row.getvalue().encode("utf-8", "backslashreplace")
 
 
-def csv_text(cell: str) -> str:
-    """Return the text of a cell that :func:`csv_line` wrote."""
-    return cell[1:] if cell.startswith("'") and cell[1:].startswith(_FORMULA) else cell
-
-
-def csv_tags(cell: str) -> list[str]:
-    """Return the tags of a cell that :func:`csv_line` wrote."""
-    names = (name.strip() for name in csv_text(cell).split(_BETWEEN_TAGS.strip()))
-    return [name for name in names if name]
-
-
 def _tag_list(record: Record) -> str:
-    return _BETWEEN_TAGS.join(tag["name"] for tag in record.get("tags", ()))
-
-
-def printable(text: str) -> str:
-    """Return a text that is safe on a terminal: control characters are written as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return BETWEEN_TAGS.join(tag["name"] for tag in record.get("tags", ()))
 
 
 def coco_image_id(path: str) -> int | None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
+from captioner.files import replacing
 from captioner.images import open_rgb
-from captioner.journal import replacing
 
 __all__ = ["picture", "thumbnail", "write_page"]
 

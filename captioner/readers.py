@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from captioner.outputs import csv_tags, csv_text
+from captioner.csv_cells import csv_tags, csv_text
 
 __all__ = [
     "DataError",

@@ -11,9 +11,8 @@ from typing import Any
 from urllib.parse import quote
 
 from captioner.decoding import Found, read_ahead
+from captioner.files import Record, printable
 from captioner.images import UnreadableError
-from captioner.journal import Record
-from captioner.outputs import printable
 from captioner.pages import picture, thumbnail, write_page
 
 __all__ = ["is_report", "write_report"]

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from captioner.config import ConfigError
+from captioner.files import Record, append, as_json, printable, replacing
 from captioner.images import UnreadableError, open_rgb
-from captioner.journal import Record, append, as_json, replacing
-from captioner.outputs import printable
+from captioner.settings import ConfigError
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from captioner.config import SearchOptions
+from captioner.options import SearchOptions
 from captioner.vocabulary import EOS
 
 __all__ = [

@@ -12,12 +12,14 @@ from random import Random
 import torch
 from torch import Tensor, nn
 
-from captioner.config import SearchOptions, SelfCriticalConfig
+from captioner.config import SelfCriticalConfig
 from captioner.dataset import Batch
 from captioner.decoder import Decoder, DecoderState
+from captioner.device import autocast
 from captioner.losses import no_loss
 from captioner.metrics import References, ptb_tokenize
-from captioner.model import CaptionModel, autocast
+from captioner.model import CaptionModel
+from captioner.options import SearchOptions
 from captioner.readers import Example
 from captioner.search import Forbid, draw_noise, search
 from captioner.tokenizer import detokenize

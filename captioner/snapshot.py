@@ -13,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from captioner.checkpoint import write_tensors
-from captioner.config import Config, ConfigError, to_dict
+from captioner.config import Config
+from captioner.settings import ConfigError, to_dict
 
 __all__ = ["Progress", "Snapshot"]
 

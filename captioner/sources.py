@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from captioner import readers
-from captioner.config import Config, ConfigError, DataConfig, DataSource
-from captioner.outputs import printable
+from captioner.config import Config, DataConfig, DataSource
+from captioner.files import printable
 from captioner.readers import DataError, Example
+from captioner.settings import ConfigError
 
 __all__ = ["Data", "Part", "Source", "read_data", "read_sources"]
 

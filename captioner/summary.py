@@ -11,12 +11,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from captioner.config import Config, to_dict
+from captioner.config import Config
+from captioner.files import Record, printable
 from captioner.images import UnreadableError
-from captioner.journal import Record
-from captioner.outputs import printable
 from captioner.pages import picture, thumbnail, write_page
 from captioner.runlog import read_log
+from captioner.settings import to_dict
 
 __all__ = ["write_summary"]
 

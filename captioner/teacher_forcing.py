@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from captioner.config import TrainingConfig
 from captioner.dataset import Batch
+from captioner.device import autocast
 from captioner.losses import attention_penalty, no_loss, sequence_loss
-from captioner.model import CaptionModel, autocast
+from captioner.model import CaptionModel
 from captioner.vocabulary import PAD
 
 __all__ = ["TeacherForcing"]

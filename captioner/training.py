@@ -19,18 +19,21 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captioner.checkpoint import load_checkpoint, save_checkpoint
-from captioner.config import Config, ConfigError, SearchOptions
+from captioner.config import Config
 from captioner.dataset import Batch, CaptionDataset, Features, batches
+from captioner.device import choose_precision
 from captioner.distributed import Group, joined
 from captioner.evaluation import Evaluation, describe, feature_grids, judge, pixel_grids, tag_hits
 from captioner.features import encode_features
-from captioner.journal import locked
-from captioner.model import CaptionModel, choose_precision
+from captioner.files import locked
+from captioner.model import CaptionModel
 from captioner.optimization import build_average, build_optimizer, clip_gradients, rate_factor
+from captioner.options import SearchOptions
 from captioner.readers import DataError, Example
 from captioner.runlog import RunLog
 from captioner.schedules import ramp
 from captioner.self_critical import Reward, SelfCritical
+from captioner.settings import ConfigError
 from captioner.snapshot import Progress, Snapshot
 from captioner.sources import Data, read_data
 from captioner.stopper import StoppedError, Stopper

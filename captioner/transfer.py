@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captioner import __version__
 from captioner.checkpoint import Checkpoint, build_model, default_path, load_checkpoint
-from captioner.config import Config, ConfigError, EncoderConfig, from_dict, to_dict
+from captioner.config import Config, EncoderConfig
 from captioner.encoder import Encoder, load_backbone_weights
 from captioner.readers import Example
+from captioner.settings import ConfigError, from_dict, to_dict
 from captioner.tags import TagSet
 from captioner.tokenizer import stem, tokenize
+from captioner.version import __version__
 from captioner.vocabulary import SPECIAL, Vocabulary
 
 __all__ = ["begin", "extend_tags", "extend_vocabulary", "grow", "inherit"]

@@ -31,13 +31,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     import torch
 
     from captioner.audit import audit, summary
-    from captioner.config import ConfigError, load_config
+    from captioner.config import Config
     from captioner.decoding import DecodingError
     from captioner.encoder import Encoder
     from captioner.readers import DataError
+    from captioner.settings import ConfigError, load_config
 
     try:
-        config = load_config(args.config, args.set)
+        config = load_config(Config, args.config, args.set)
         size = config.preprocessing.size
         encoder = Encoder(config.encoder.name, config.preprocessing).eval()
         with torch.inference_mode():

@@ -19,7 +19,6 @@ from typing import Any
 
 from captioner import readers
 from captioner.checkpoint import CheckpointError, default_path
-from captioner.config import ConfigError, SearchOptions
 from captioner.evaluation import (
     Evaluation,
     coco_form,
@@ -31,6 +30,8 @@ from captioner.evaluation import (
 from captioner.inference import Captioner
 from captioner.memory import keep_freed_memory
 from captioner.metrics import MissingToolError, need_meteor, need_spice
+from captioner.options import SearchOptions
+from captioner.settings import ConfigError
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -37,13 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             with stopper.idle():
                 from captioner.checkpoint import CheckpointError
-                from captioner.config import ConfigError, load_config
+                from captioner.config import Config
+                from captioner.device import choose_device
                 from captioner.memory import keep_freed_memory
-                from captioner.model import choose_device
                 from captioner.readers import DataError
+                from captioner.settings import ConfigError, load_config
                 from captioner.training import TrainingError, fit
             keep_freed_memory()
-            config = load_config(args.config, args.set)
+            config = load_config(Config, args.config, args.set)
             fit(config, args.run, choose_device(args.device), stopper=stopper)
         except StoppedError:
             if os.environ.get("RANK", "0") == "0":  # torchrun's processes need one voice

@@ -9,16 +9,9 @@ from pathlib import Path
 import pytest
 
 from captioner.checkpoint import build_model
-from captioner.config import (
-    Config,
-    ConfigError,
-    DataSource,
-    SearchOptions,
-    from_dict,
-    load_config,
-    meaning,
-    to_dict,
-)
+from captioner.config import Config, DataSource
+from captioner.options import SearchOptions, meaning
+from captioner.settings import ConfigError, from_dict, load_config, to_dict
 from captioner.tags import TagSet
 from captioner.vocabulary import Vocabulary
 
@@ -27,7 +20,7 @@ CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_config_loads(path: Path) -> None:
-    config = load_config(path, ["encoder.weights=random"])
+    config = load_config(Config, path, ["encoder.weights=random"])
     assert from_dict(Config, to_dict(config)) == config
     build_model(config, Vocabulary(["a", "dog"]), TagSet(["dog"]))
 
@@ -36,7 +29,7 @@ def test_overrides(tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
     path.write_text("[optimizer]\nlr = 0.5\n")
     overrides = ["data.images=a folder", "optimizer.lr=1e-4", "model.caption.attention=false"]
-    config = load_config(path, [*overrides, "data.split=2014", "data.captions='quoted'"])
+    config = load_config(Config, path, [*overrides, "data.split=2014", "data.captions='quoted'"])
     assert config.data.images == "a folder"
     assert (config.data.split, config.data.captions) == ("2014", "quoted")
     assert config.optimizer.lr == 1e-4
@@ -67,19 +60,19 @@ def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "x.toml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
-        load_config(path)
+        load_config(Config, path)
 
 
 def test_sources(tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
     path.write_text("[[data.sources]]\nimages = 'a'\nweight = 2\n[[data.sources]]\nsplit = 'x'\n")
     overrides = ["data.sources.1.images=b", "data.sources.0.captions=1", "data.val_images=c"]
-    data = load_config(path, overrides).data
+    data = load_config(Config, path, overrides).data
     assert data.sources == (DataSource("a", "1", weight=2.0), DataSource("b", split="x"))
     assert data.val_images == "c"
     assert from_dict(Config, json.loads(json.dumps(to_dict(Config(data=data))))).data == data
     path.write_text("")
-    data = load_config(path, ["data.sources=[{images = 'a', weight = 0.5}]"]).data
+    data = load_config(Config, path, ["data.sources=[{images = 'a', weight = 0.5}]"]).data
     assert data.sources == (DataSource("a", weight=0.5),)
 
 
@@ -105,16 +98,16 @@ def test_mistakes_in_sources_are_named(
     path = tmp_path / "x.toml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
-        load_config(path, [override] if override else [])
+        load_config(Config, path, [override] if override else [])
 
 
 def test_bad_overrides(tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
     path.write_text("")
     with pytest.raises(ConfigError, match=r"section\.key=value, not 'lr'"):
-        load_config(path, ["lr"])
+        load_config(Config, path, ["lr"])
     with pytest.raises(ConfigError, match="unknown key 'nonsense'"):
-        load_config(path, ["nonsense.lr=1"])
+        load_config(Config, path, ["nonsense.lr=1"])
 
 
 def test_search_options_say_what_they_mean() -> None:

@@ -15,10 +15,11 @@ from torch.func import functional_call
 
 from captioner.attention import Attention
 from captioner.checkpoint import Checkpoint, build_model, load_checkpoint, save_checkpoint
-from captioner.config import DecoderConfig, SearchOptions
+from captioner.config import DecoderConfig
 from captioner.decoder import Decoder, DecoderState
 from captioner.generation import write_captions
 from captioner.losses import sequence_loss
+from captioner.options import SearchOptions
 from captioner.tags import TagSet
 from captioner.vocabulary import BOS, PAD, UNK, Vocabulary
 from conftest import TAGS, WORDS, tiny_config

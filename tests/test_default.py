@@ -13,11 +13,11 @@ import torch
 
 from captioner import readers
 from captioner.checkpoint import default_path
-from captioner.config import SearchOptions
 from captioner.evaluation import Evaluation, evaluate_images
 from captioner.generation import Caption
 from captioner.inference import Captioner
 from captioner.metrics import paired_bootstrap
+from captioner.options import SearchOptions
 from captioner.readers import Example
 from captioner.tags import content_words
 from conftest import draw_picture, median_ratio

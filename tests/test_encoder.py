@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torchvision import models
 
-from captioner.config import ConfigError, EncoderConfig, Preprocessing
+from captioner.config import EncoderConfig, Preprocessing
 from captioner.encoder import Encoder, load_backbone_weights
+from captioner.settings import ConfigError
 
 BACKBONES = {
     "mobilenet_v2": 1280,

@@ -28,7 +28,7 @@ from captioner.config import Preprocessing
 from captioner.dataset import Features, PixelBatch, pixel_batches
 from captioner.encoder import Encoder
 from captioner.features import encode_features
-from captioner.journal import append
+from captioner.files import append
 from conftest import draw_picture
 
 COLOURS = ["red", "green", "blue", "yellow", "black", "white", "orange"]

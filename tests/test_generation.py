@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from captioner.checkpoint import Checkpoint, build_model
-from captioner.config import ConfigError, SearchOptions
 from captioner.decoder import Decoder
 from captioner.generation import _search, retrace, token_rules, write_captions, write_tags
+from captioner.options import SearchOptions
+from captioner.settings import ConfigError
 from captioner.tags import TagSet
 from captioner.vocabulary import BOS, Vocabulary
 from conftest import TAGS, WORDS, tiny_config

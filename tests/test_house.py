@@ -27,7 +27,7 @@ LEVELS = {
     4: {"generation", "evaluation", "checkpoint", "features", "optimization", "runlog"},
     3: {"model"},
     2: {"decoder", "dataset"},
-    1: {"encoder", "attention", "recurrence", "search", "losses", "distributed"},
+    1: {"encoder", "attention", "recurrence", "search", "losses", "distributed", "device"},
     0: {
         "images",
         "vocabulary",
@@ -47,6 +47,11 @@ LEVELS = {
         "sources",
         "stopper",
         "audit",
+        "csv_cells",
+        "files",
+        "options",
+        "settings",
+        "version",
     },
 }
 LEVEL = {room: level for level, rooms in LEVELS.items() for room in rooms}

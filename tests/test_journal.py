@@ -10,7 +10,8 @@ from random import Random
 
 import pytest
 
-from captioner.journal import Journal, JournalError, Record, append, replacing
+from captioner.files import Record, append, replacing
+from captioner.journal import Journal, JournalError
 
 SETTINGS = {"model": "m", "beam_size": 3}
 IMAGES = ["b.jpg", "a\n.jpg", "caf\udce9.jpg", "\u00fc.jpg"]

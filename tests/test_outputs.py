@@ -20,7 +20,8 @@ import pytest
 
 from captioner.checkpoint import Checkpoint, save_checkpoint
 from captioner.cli import main
-from captioner.outputs import Sidecars, csv_line, json_line, printable, sidecar_path
+from captioner.files import printable
+from captioner.outputs import Sidecars, csv_line, json_line, sidecar_path
 from conftest import draw_picture
 
 Capture = pytest.CaptureFixture[bytes]

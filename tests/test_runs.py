@@ -16,12 +16,13 @@ from processes import SCORES, Moment, script, scripted_scores, settings, struck
 from torch import nn
 
 from captioner.checkpoint import load_checkpoint
-from captioner.config import Config, ConfigError, EncoderConfig, SelfCriticalConfig
+from captioner.config import Config, EncoderConfig, SelfCriticalConfig
 from captioner.dataset import Features
 from captioner.distributed import Group
 from captioner.evaluation import Evaluation
 from captioner.images import open_rgb
 from captioner.runlog import read_log
+from captioner.settings import ConfigError
 from captioner.sources import read_data
 from captioner.training import Trainer, TrainingError, Update, fit
 from conftest import COLOURS, drawn_run

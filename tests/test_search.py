@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from captioner import search as search_room
-from captioner.config import ConfigError, SearchOptions
+from captioner.options import SearchOptions
 from captioner.search import Forbid, Hypothesis, NoEnding, TokenRule, draw_noise, search
+from captioner.settings import ConfigError
 from captioner.vocabulary import BOS, EOS, PAD, UNK
 
 V, MOST = 7, 3

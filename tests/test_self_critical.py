@@ -13,10 +13,11 @@ from torch import Tensor
 
 from captioner import self_critical
 from captioner.checkpoint import Checkpoint
-from captioner.config import DecoderConfig, SearchOptions, SelfCriticalConfig
+from captioner.config import DecoderConfig, SelfCriticalConfig
 from captioner.dataset import Batch
 from captioner.decoder import Decoder
 from captioner.metrics import References
+from captioner.options import SearchOptions
 from captioner.readers import Example
 from captioner.self_critical import (
     Reward,

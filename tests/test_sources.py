@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from captioner.config import Config, ConfigError, DataConfig, DataSource
+from captioner.config import Config, DataConfig, DataSource
 from captioner.dataset import CaptionDataset, batches
 from captioner.readers import DataError, Example
+from captioner.settings import ConfigError
 from captioner.sources import Data, Part, read_data
 from captioner.tags import TagSet
 from captioner.training import fit

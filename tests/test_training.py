@@ -12,15 +12,12 @@ import torch
 from torch import Tensor
 
 from captioner.checkpoint import Checkpoint, load_checkpoint
-from captioner.config import (
-    Config,
-    ConfigError,
-    SelfCriticalConfig,
-)
+from captioner.config import Config, SelfCriticalConfig
 from captioner.dataset import Batch, batches
 from captioner.inference import Captioner
 from captioner.losses import sequence_loss
 from captioner.runlog import read_log
+from captioner.settings import ConfigError
 from captioner.sources import read_data
 from captioner.training import Trainer, fit
 from conftest import COLOURS, drawn_run

@@ -11,7 +11,6 @@ import torch
 from captioner.checkpoint import Checkpoint, CheckpointError, build_model, save_checkpoint
 from captioner.config import (
     Config,
-    ConfigError,
     DataConfig,
     DecoderConfig,
     EncoderConfig,
@@ -19,6 +18,7 @@ from captioner.config import (
     Preprocessing,
 )
 from captioner.readers import Example
+from captioner.settings import ConfigError
 from captioner.tags import TagSet
 from captioner.transfer import begin, extend_tags, extend_vocabulary
 from captioner.vocabulary import SPECIAL, UNK, Vocabulary

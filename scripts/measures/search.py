@@ -16,11 +16,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from captioner import search as search_room
-from captioner.config import DecoderConfig, SearchOptions
+from captioner.config import DecoderConfig
 from captioner.decoder import Decoder, DecoderState
+from captioner.device import choose_device
 from captioner.generation import Caption, write_captions
 from captioner.inference import Captioner
-from captioner.model import choose_device
+from captioner.options import SearchOptions
 from captioner.vocabulary import BOS, EOS, PAD, SPECIAL, Vocabulary
 from measures.timing import Figures, Named, in_turn, ratio, spread
 

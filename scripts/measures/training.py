@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captioner.config import Config, DecoderConfig, from_dict
+from captioner.config import Config, DecoderConfig
 from captioner.dataset import Batch, Features
-from captioner.model import choose_device
+from captioner.device import choose_device
 from captioner.readers import Example
+from captioner.settings import from_dict
 from captioner.sources import Data, Part
 from captioner.training import Trainer
 from captioner.vocabulary import PAD, SPECIAL
