@@ -21,20 +21,20 @@ from typing import TYPE_CHECKING, Any
 from captioner.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from captioner.generation import Caption, Tag
-    from captioner.images import ImageError
+    from captioner.generation.captions import Caption, Tag
+    from captioner.generation.options import SearchOptions
     from captioner.inference import Captioner, Description
-    from captioner.options import SearchOptions
+    from captioner.photos.images import ImageError
 
 __all__ = ["Caption", "Captioner", "Description", "ImageError", "SearchOptions", "Tag"]
 
 _HOMES = {
-    "Caption": "generation",
+    "Caption": "generation.captions",
     "Captioner": "inference",
     "Description": "inference",
-    "ImageError": "images",
-    "SearchOptions": "options",
-    "Tag": "generation",
+    "ImageError": "photos.images",
+    "SearchOptions": "generation.options",
+    "Tag": "generation.captions",
 }
 
 

@@ -12,17 +12,17 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import Field, asdict, fields
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from captioner.options import SearchOptions, meaning
+from captioner.generation.options import SearchOptions, meaning
 from captioner.settings import ConfigError
 from captioner.version import __version__
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from captioner.folder import Found
+    from captioner.folder.journal import Journal
+    from captioner.folder.outputs import Output, Sidecars
+    from captioner.folder.run import Found
     from captioner.inference import Captioner
-    from captioner.journal import Journal
-    from captioner.outputs import Output, Sidecars
 
 __all__ = ["main"]
 
@@ -221,7 +221,7 @@ def _tag(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, **what: Any) -> int:
-    from captioner.decoding import DecodingError
+    from captioner.photos.workers import DecodingError
 
     photographs = _find(args)
     _check_output(args, photographs)
@@ -266,7 +266,8 @@ def _describe(
     engine: dict[str, Any],
 ) -> int:
     """Do what is left to do, and return how many photographs have an error record."""
-    from captioner.folder import Part, catch_up, describe_folder, keep, plan
+    from captioner.folder import describe_folder
+    from captioner.folder.run import Part, catch_up, keep, plan
 
     sidecars = _sidecars(args)
     if journal is not None:
@@ -297,7 +298,7 @@ def _describe(
 
 
 def _report(args: argparse.Namespace, captioner: Captioner, journal: Journal) -> None:
-    from captioner.report import write_report
+    from captioner.folder.report import write_report
 
     write_report(
         args.report,
@@ -362,7 +363,7 @@ def _journal_path(args: argparse.Namespace) -> str | None:
 
 
 def _check_output(args: argparse.Namespace, photographs: Sequence[Found]) -> None:
-    from captioner.outputs import FORMS
+    from captioner.folder.outputs import FORMS
 
     if args.retry_errors and _journal_path(args) is None:
         raise _UsageError("--retry-errors needs --output FILE, where the errors are")
@@ -389,7 +390,7 @@ def _check_file(option: str, path: str, endings: Sequence[str]) -> None:
 
 def _check_report(args: argparse.Namespace) -> None:
     from captioner.files import check_replaceable
-    from captioner.report import is_report
+    from captioner.folder.report import is_report
 
     if os.path.lexists(args.report) and not args.overwrite and not is_report(args.report):
         raise _UsageError(f"--report {args.report} is something else; --overwrite replaces it")
@@ -410,7 +411,7 @@ def _check_existing(output: str, journal: str) -> None:
 
 
 def _check_image_ids(photographs: Sequence[Found]) -> None:
-    from captioner.outputs import coco_image_id
+    from captioner.folder.outputs import coco_image_id
 
     def image_id(path: str) -> int:
         found = coco_image_id(path)
@@ -422,7 +423,7 @@ def _check_image_ids(photographs: Sequence[Found]) -> None:
 
 
 def _check_sidecars(photographs: Sequence[Found], kind: str) -> None:
-    from captioner.outputs import sidecar_path
+    from captioner.folder.outputs import sidecar_path
 
     _check_different(photographs, lambda path: sidecar_path(path, kind), "sidecar")
 
@@ -440,7 +441,7 @@ def _check_different(photographs: Sequence[Found], of: Callable[[str], object], 
 def _journal(
     args: argparse.Namespace, captioner: Captioner, what: dict[str, Any]
 ) -> Iterator[Journal | None]:
-    from captioner.journal import Journal, JournalError
+    from captioner.folder.journal import Journal, JournalError
 
     path = _journal_path(args)
     if path is None:
@@ -458,7 +459,7 @@ def _settings(
     args: argparse.Namespace, captioner: Captioner, what: dict[str, Any]
 ) -> dict[str, Any]:
     """Return what the records depend on."""
-    from captioner.checkpoint import default_path
+    from captioner.model.checkpoint import default_path
 
     models = []
     for path in args.model or [default_path()]:
@@ -474,7 +475,7 @@ def _settings(
 
 
 def _output(args: argparse.Namespace) -> Output:
-    from captioner.outputs import ErrorStream, JsonLinesStream, TerminalStream, output_file
+    from captioner.folder.outputs import ErrorStream, JsonLinesStream, TerminalStream, output_file
 
     if args.output not in {None, "-"}:
         return output_file(args.output)
@@ -489,7 +490,7 @@ def _output(args: argparse.Namespace) -> Output:
 
 
 def _sidecars(args: argparse.Namespace) -> Sidecars | None:
-    from captioner.outputs import Sidecars
+    from captioner.folder.outputs import Sidecars
 
     return Sidecars(args.sidecar, args.overwrite) if args.sidecar else None
 
@@ -504,9 +505,9 @@ def _with_sidecars(
 
 
 def _load(args: argparse.Namespace) -> Captioner:
-    from captioner.checkpoint import CheckpointError
     from captioner.inference import Captioner
     from captioner.memory import keep_freed_memory
+    from captioner.model.checkpoint import CheckpointError
 
     keep_freed_memory()
     try:
@@ -516,9 +517,9 @@ def _load(args: argparse.Namespace) -> Captioner:
 
 
 def _info(args: argparse.Namespace) -> int:
-    from captioner.checkpoint import default_path
+    from captioner.data.vocabulary import SPECIAL
     from captioner.files import printable
-    from captioner.vocabulary import SPECIAL
+    from captioner.model.checkpoint import default_path
 
     captioner = _load(args)
     checkpoint, config = captioner.checkpoint, captioner.checkpoint.config

@@ -65,7 +65,7 @@ class DataConfig(Ranged):
     """Where the photographs and captions are, and which words are kept.
 
     ``captions`` may be COCO, Karpathy, JSONL, CSV or Flickr8k's ``token.txt``; ``split`` as in
-    :func:`captioner.readers.read`. The ``val_…`` fields default to the training ones. Several
+    :func:`captioner.data.readers.read`. The ``val_…`` fields default to the training ones. Several
     sources to train on are said by ``sources`` in place of ``images``, ``captions``,
     ``instances`` and ``split``; there is one to validate on, with no default then.
     """
@@ -173,9 +173,9 @@ class TrainingConfig(Ranged):
     several runs may share, or in the run folder if that is empty. ``batch_size`` counts the
     photographs of a step, each with all its captions, over all processes; ``accumulation`` is in
     how many parts, one after the other, each process reads its share. ``augment`` shows each
-    photograph in another view and light every epoch (:func:`captioner.images.augment`) once the
-    encoder learns. ``ema`` is the share that the moving average of the weights keeps of itself at
-    each step; where it is not 0, the average is what is validated and saved.
+    photograph in another view and light every epoch (:func:`captioner.photos.images.augment`)
+    once the encoder learns. ``ema`` is the share that the moving average of the weights keeps of
+    itself at each step; where it is not 0, the average is what is validated and saved.
 
     ``own_words`` is the share of words that the decoder reads from itself at the end of teacher
     forcing, rising from 0 (scheduled sampling: Bengio et al. 2015). ``attention_penalty`` weighs

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captioner.checkpoint import Checkpoint
-from captioner.dataset import Features, pixel_batches
-from captioner.device import autocast
-from captioner.generation import Caption, Tag, write_captions, write_tags
+from captioner.data.dataset import Features, pixel_batches
+from captioner.data.example import DataError, Example
+from captioner.data.tags import TagSet, content_words
+from captioner.data.tokenizer import stem
+from captioner.generation.captions import Caption, Tag, write_captions, write_tags
+from captioner.generation.options import SearchOptions
 from captioner.metrics import Scores, diversity, meteor, paired_bootstrap, score, spice
-from captioner.options import SearchOptions
-from captioner.readers import DataError, Example
-from captioner.tags import TagSet, content_words
-from captioner.tokenizer import stem
+from captioner.model.checkpoint import Checkpoint
+from captioner.model.device import autocast
 
 __all__ = [
     "Evaluation",

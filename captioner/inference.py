@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from captioner.checkpoint import Checkpoint, default_path, load_checkpoint
-from captioner.device import choose_device, choose_precision
-from captioner.generation import Caption, Tag, token_rules, write_captions, write_tags
-from captioner.images import ImageError, UnreadableError, open_rgb, prepare, to_rgb
-from captioner.options import SearchOptions
+from captioner.data.tags import Calibration
+from captioner.generation.captions import Caption, Tag, token_rules, write_captions, write_tags
+from captioner.generation.options import SearchOptions
+from captioner.model.checkpoint import Checkpoint, default_path, load_checkpoint
+from captioner.model.device import choose_device, choose_precision
+from captioner.photos.images import ImageError, UnreadableError, open_rgb, prepare, to_rgb
 from captioner.settings import ConfigError
-from captioner.tags import Calibration
 
 __all__ = [
     "Captioner",

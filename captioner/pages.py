@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 
 from captioner.files import replacing
-from captioner.images import open_rgb
+from captioner.photos.images import open_rgb
 
 __all__ = ["picture", "thumbnail", "write_page"]
 

@@ -25,9 +25,9 @@ from pathlib import Path
 
 import torch
 
-from captioner.device import choose_device
 from captioner.evaluation import versions
 from captioner.memory import keep_freed_memory
+from captioner.model.device import choose_device
 from measures.folder import folder, growth
 from measures.metrics import metrics
 from measures.search import search, steadiness

@@ -30,11 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import torch
 
-    from captioner.audit import audit, summary
     from captioner.config import Config
-    from captioner.decoding import DecodingError
-    from captioner.encoder import Encoder
-    from captioner.readers import DataError
+    from captioner.data.audit import audit, summary
+    from captioner.data.example import DataError
+    from captioner.model.encoder import Encoder
+    from captioner.photos.workers import DecodingError
     from captioner.settings import ConfigError, load_config
 
     try:

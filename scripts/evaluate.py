@@ -17,8 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from captioner import readers
-from captioner.checkpoint import CheckpointError, default_path
+from captioner.data import readers
+from captioner.data.example import DataError
+from captioner.data.readers.coco import pair_results
 from captioner.evaluation import (
     Evaluation,
     coco_form,
@@ -27,10 +28,11 @@ from captioner.evaluation import (
     evaluate_images,
     versions,
 )
+from captioner.generation.options import SearchOptions
 from captioner.inference import Captioner
 from captioner.memory import keep_freed_memory
 from captioner.metrics import MissingToolError, need_meteor, need_spice
-from captioner.options import SearchOptions
+from captioner.model.checkpoint import CheckpointError, default_path
 from captioner.settings import ConfigError
 
 
@@ -104,7 +106,7 @@ def prepare(args: argparse.Namespace) -> None:
         args.output.mkdir(parents=True, exist_ok=True)
         for file in (Path(args.what), args.captions):
             if file.resolve().parent == args.output.resolve():
-                raise readers.DataError(f"{file} would be overwritten; take another --output")
+                raise DataError(f"{file} would be overwritten; take another --output")
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
@@ -113,7 +115,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     training = training_captions(args)
     file = default_path() if args.what == "default" else Path(args.what)
     if args.written:
-        examples, captions = readers.pair_results(file, args.captions, args.subset)
+        examples, captions = pair_results(file, args.captions, args.subset)
         said: list[dict[str, Any]] = [{} for _ in examples]
         figures: dict[str, Any] = {}
     else:
@@ -145,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, content in files.items() if args.output else ():
             text = json.dumps(content, indent=1, default=str)
             (args.output / f"{name}.json").write_text(text + "\n", encoding="utf-8")
-    except (CheckpointError, ConfigError, MissingToolError, OSError, readers.DataError) as error:
+    except (CheckpointError, ConfigError, MissingToolError, OSError, DataError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2
     left_out = files["report"].get("left_out", {})

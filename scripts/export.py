@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
 
-    from captioner.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+    from captioner.model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
     try:
         checkpoint = load_checkpoint(args.source)

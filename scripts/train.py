@@ -31,18 +31,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     args = parser.parse_args(argv)
 
-    from captioner.stopper import StoppedError, Stopper
+    from captioner.training.stopper import StoppedError, Stopper
 
     with Stopper() as stopper:
         try:
             with stopper.idle():
-                from captioner.checkpoint import CheckpointError
                 from captioner.config import Config
-                from captioner.device import choose_device
+                from captioner.data.example import DataError
                 from captioner.memory import keep_freed_memory
-                from captioner.readers import DataError
+                from captioner.model.checkpoint import CheckpointError
+                from captioner.model.device import choose_device
                 from captioner.settings import ConfigError, load_config
-                from captioner.training import TrainingError, fit
+                from captioner.training.trainer import TrainingError, fit
             keep_freed_memory()
             config = load_config(Config, args.config, args.set)
             fit(config, args.run, choose_device(args.device), stopper=stopper)

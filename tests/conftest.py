@@ -17,7 +17,6 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from captioner.checkpoint import Checkpoint, build_model
 from captioner.config import (
     Config,
     DataConfig,
@@ -28,9 +27,10 @@ from captioner.config import (
     Preprocessing,
     TrainingConfig,
 )
+from captioner.data.tags import TagSet
+from captioner.data.vocabulary import EOS, Vocabulary
 from captioner.memory import keep_freed_memory
-from captioner.tags import TagSet
-from captioner.vocabulary import EOS, Vocabulary
+from captioner.model.checkpoint import Checkpoint, build_model
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome

@@ -25,13 +25,13 @@ import torch
 
 from captioner.config import Config
 from captioner.evaluation import Evaluation
-from captioner.training import Trainer
+from captioner.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 
 # A process of it has torch already, and none of what pytest's own has begun.
 CONTEXT = get_context("forkserver")
-CONTEXT.set_forkserver_preload(["captioner.training"])
+CONTEXT.set_forkserver_preload(["captioner.training.trainer"])
 
 
 # The best is neither the first nor the last, so that it is a state of its own.

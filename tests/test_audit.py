@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from captioner.audit import Audit, audit, summary
 from captioner.config import Config, DataConfig, DataSource, Preprocessing
+from captioner.data.audit import Audit, audit, summary
 from conftest import draw_picture
 
 

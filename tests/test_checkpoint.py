@@ -16,9 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from captioner.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from captioner.data.tags import Calibration
 from captioner.inference import Captioner
-from captioner.tags import Calibration
+from captioner.model.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 
 BIAS = "projection.0.bias"
 

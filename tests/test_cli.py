@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from captioner.checkpoint import Checkpoint, save_checkpoint
 from captioner.cli import main
+from captioner.data.tags import TagSet
 from captioner.folder import find_photographs
-from captioner.outputs import TerminalStream, coco_image_id
-from captioner.tags import TagSet
+from captioner.folder.outputs import TerminalStream, coco_image_id
+from captioner.model.checkpoint import Checkpoint, save_checkpoint
 from conftest import draw_picture, median_ratio
 
 Capture = pytest.CaptureFixture[bytes]

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from captioner.checkpoint import build_model
 from captioner.config import Config, DataSource
-from captioner.options import SearchOptions, meaning
+from captioner.data.tags import TagSet
+from captioner.data.vocabulary import Vocabulary
+from captioner.generation.options import SearchOptions, meaning
+from captioner.model.checkpoint import build_model
 from captioner.settings import ConfigError, from_dict, load_config, to_dict
-from captioner.tags import TagSet
-from captioner.vocabulary import Vocabulary
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
 

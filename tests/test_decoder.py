@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from captioner.attention import Attention
-from captioner.checkpoint import Checkpoint, build_model, load_checkpoint, save_checkpoint
 from captioner.config import DecoderConfig
-from captioner.decoder import Decoder, DecoderState
-from captioner.generation import write_captions
-from captioner.losses import sequence_loss
-from captioner.options import SearchOptions
-from captioner.tags import TagSet
-from captioner.vocabulary import BOS, PAD, UNK, Vocabulary
+from captioner.data.tags import TagSet
+from captioner.data.vocabulary import BOS, PAD, UNK, Vocabulary
+from captioner.generation.captions import write_captions
+from captioner.generation.options import SearchOptions
+from captioner.model.attention import Attention
+from captioner.model.checkpoint import Checkpoint, build_model, load_checkpoint, save_checkpoint
+from captioner.model.decoder import Decoder, DecoderState
+from captioner.training.losses import sequence_loss
 from conftest import TAGS, WORDS, tiny_config
 
 Cell = Literal["lstm", "gru", "rnn"]
@@ -255,7 +255,7 @@ class Attending(nn.Module):
 @pytest.mark.parametrize("cached", [1, 2**18])
 def test_gradients_of_attention_in_float64(cached: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the images are taken one by one."""
-    monkeypatch.setattr("captioner.attention._CACHED", cached)
+    monkeypatch.setattr("captioner.model.attention._CACHED", cached)
     torch.manual_seed(1)
     attending = Attending().double()
     names, values = zip(*attending.named_parameters(), strict=True)

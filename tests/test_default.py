@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from captioner import readers
-from captioner.checkpoint import default_path
+from captioner.data import readers
+from captioner.data.example import Example
+from captioner.data.tags import content_words
 from captioner.evaluation import Evaluation, evaluate_images
-from captioner.generation import Caption
+from captioner.generation.captions import Caption
+from captioner.generation.options import SearchOptions
 from captioner.inference import Captioner
 from captioner.metrics import paired_bootstrap
-from captioner.options import SearchOptions
-from captioner.readers import Example
-from captioner.tags import content_words
+from captioner.model.checkpoint import default_path
 from conftest import draw_picture, median_ratio
 from test_coco_caption import assert_equal, needs_java, scores_by_java
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from captioner import digests
-from captioner.digests import Digests
+from captioner.training import digests
+from captioner.training.digests import Digests
 
 
 def sha256(content: bytes) -> str:

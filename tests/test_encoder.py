@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torchvision import models
 
 from captioner.config import EncoderConfig, Preprocessing
-from captioner.encoder import Encoder, load_backbone_weights
+from captioner.model.encoder import Encoder, load_backbone_weights
 from captioner.settings import ConfigError
 
 BACKBONES = {

@@ -23,12 +23,12 @@ import PIL
 import pytest
 import torch
 
-from captioner import features
 from captioner.config import Preprocessing
-from captioner.dataset import Features, PixelBatch, pixel_batches
-from captioner.encoder import Encoder
-from captioner.features import encode_features
+from captioner.data.dataset import Features, PixelBatch, pixel_batches
 from captioner.files import append
+from captioner.model.encoder import Encoder
+from captioner.training import features
+from captioner.training.features import encode_features
 from conftest import draw_picture
 
 COLOURS = ["red", "green", "blue", "yellow", "black", "white", "orange"]
@@ -377,10 +377,10 @@ RUN = """
 import hashlib, os, signal, sys
 from pathlib import Path
 import torch
-from captioner import features
 from captioner.config import Preprocessing
-from captioner.dataset import pixel_batches
-from captioner.encoder import Encoder
+from captioner.data.dataset import pixel_batches
+from captioner.model.encoder import Encoder
+from captioner.training import features
 
 dies_after, folder, *paths = sys.argv[1:]
 

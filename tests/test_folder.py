@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from captioner.checkpoint import Checkpoint, save_checkpoint
 from captioner.cli import main
 from captioner.folder import describe_folder
 from captioner.inference import Captioner
+from captioner.model.checkpoint import Checkpoint, save_checkpoint
 from conftest import draw_picture
 
 # More of them for a long night.
@@ -34,7 +34,8 @@ Capture = pytest.CaptureFixture[bytes]
 # Forks a process a command, so that torch is imported once for all of them.
 _FORKS = """
 import json, os, sys, time, signal, torch
-from captioner import cli, inference, folder, outputs
+from captioner import cli, inference
+from captioner.folder import outputs, run
 import tqdm
 torch.set_num_threads(1)
 for line in sys.stdin:

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from captioner.checkpoint import Checkpoint, build_model
-from captioner.decoder import Decoder
-from captioner.generation import _search, retrace, token_rules, write_captions, write_tags
-from captioner.options import SearchOptions
+from captioner.data.tags import TagSet
+from captioner.data.vocabulary import BOS, Vocabulary
+from captioner.generation.captions import _search, retrace, token_rules, write_captions, write_tags
+from captioner.generation.options import SearchOptions
+from captioner.model.checkpoint import Checkpoint, build_model
+from captioner.model.decoder import Decoder
 from captioner.settings import ConfigError
-from captioner.tags import TagSet
-from captioner.vocabulary import BOS, Vocabulary
 from conftest import TAGS, WORDS, tiny_config
 
 B, N, D = 5, 7, 11

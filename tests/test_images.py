@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from captioner.config import Preprocessing
-from captioner.images import UnreadableError, augment, open_rgb, prepare, read_pixels
+from captioner.photos.images import UnreadableError, augment, open_rgb, prepare, read_pixels
 
 
 def save(path: Path, image: Image.Image, **options: object) -> Path:

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 import captioner
-from captioner.checkpoint import Checkpoint, build_model, save_checkpoint
 from captioner.config import Preprocessing
+from captioner.data.tags import Calibration
 from captioner.inference import Captioner
-from captioner.tags import Calibration
+from captioner.model.checkpoint import Checkpoint, build_model, save_checkpoint
 from conftest import draw_picture
 
 

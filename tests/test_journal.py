@@ -11,7 +11,7 @@ from random import Random
 import pytest
 
 from captioner.files import Record, append, replacing
-from captioner.journal import Journal, JournalError
+from captioner.folder.journal import Journal, JournalError
 
 SETTINGS = {"model": "m", "beam_size": 3}
 IMAGES = ["b.jpg", "a\n.jpg", "caf\udce9.jpg", "\u00fc.jpg"]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from captioner.losses import attention_penalty, no_loss, sequence_loss
-from captioner.vocabulary import PAD
+from captioner.data.vocabulary import PAD
+from captioner.training.losses import attention_penalty, no_loss, sequence_loss
 
 R, L, N, V = 3, 5, 7, 11
 EIGHTHS = [4, 2, 1, 1]  # the probabilities 1/2, 1/4, 1/8 and 1/8

@@ -11,10 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captioner.checkpoint import Checkpoint
 from captioner.config import OptimizerConfig
-from captioner.model import CaptionModel
-from captioner.optimization import build_average, build_optimizer, clip_gradients, rate_factor
+from captioner.model.checkpoint import Checkpoint
+from captioner.model.model import CaptionModel
+from captioner.training.optimization import (
+    build_average,
+    build_optimizer,
+    clip_gradients,
+    rate_factor,
+)
 
 CONFIG = OptimizerConfig(lr=0.03, encoder_lr=0.002, weight_decay=0.1, warmup_steps=5)
 

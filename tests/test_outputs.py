@@ -18,10 +18,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from captioner.checkpoint import Checkpoint, save_checkpoint
 from captioner.cli import main
 from captioner.files import printable
-from captioner.outputs import Sidecars, csv_line, json_line, sidecar_path
+from captioner.folder.outputs import Sidecars, csv_line, json_line, sidecar_path
+from captioner.model.checkpoint import Checkpoint, save_checkpoint
 from conftest import draw_picture
 
 Capture = pytest.CaptureFixture[bytes]

@@ -17,12 +17,18 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from captioner.checkpoint import Checkpoint
 from captioner.config import Preprocessing
-from captioner.decoding import Found, read_ahead
 from captioner.folder import describe_folder
-from captioner.images import MAX_PIXELS, UnreadableError, image_endings, open_rgb, read_pixels
 from captioner.inference import Captioner
+from captioner.model.checkpoint import Checkpoint
+from captioner.photos.images import (
+    MAX_PIXELS,
+    UnreadableError,
+    image_endings,
+    open_rgb,
+    read_pixels,
+)
+from captioner.photos.workers import Found, read_ahead
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from captioner.outputs import csv_line, output_file
-from captioner.readers import DataError, Example, drop_junk, is_junk, load, pair_results, read
+from captioner.data.example import DataError, Example, drop_junk, is_junk
+from captioner.data.readers import load, read
+from captioner.data.readers.coco import pair_results
+from captioner.folder.outputs import csv_line, output_file
 
 COCO: dict[str, Any] = {
     "images": [{"id": 7, "file_name": "a.jpg"}, {"id": 8, "file_name": "b.jpg"}],

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from captioner.recurrence import Products, layer, pack
+from captioner.model.recurrence import Products, layer, pack
 
 SIZES = [5, 3, 3, 2]
 ROWS, INPUTS, OUTPUTS = sum(SIZES), 7, 11

@@ -18,9 +18,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
-from captioner.checkpoint import Checkpoint, save_checkpoint
 from captioner.cli import main
-from captioner.report import is_report, write_report
+from captioner.folder.report import is_report, write_report
+from captioner.model.checkpoint import Checkpoint, save_checkpoint
 from conftest import draw_picture
 
 Browser = webdriver.Chrome

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from captioner.runlog import RunLog, read_log
 from captioner.settings import ConfigError
+from captioner.training.runlog import RunLog, read_log
 from conftest import draw_picture
 
 IMAGES = [f"{n}.png" for n in range(17)]

@@ -15,16 +15,16 @@ from PIL import Image
 from processes import SCORES, Moment, script, scripted_scores, settings, struck
 from torch import nn
 
-from captioner.checkpoint import load_checkpoint
 from captioner.config import Config, EncoderConfig, SelfCriticalConfig
-from captioner.dataset import Features
-from captioner.distributed import Group
+from captioner.data.dataset import Features
+from captioner.data.sources import read_data
 from captioner.evaluation import Evaluation
-from captioner.images import open_rgb
-from captioner.runlog import read_log
+from captioner.model.checkpoint import load_checkpoint
+from captioner.photos.images import open_rgb
 from captioner.settings import ConfigError
-from captioner.sources import read_data
-from captioner.training import Trainer, TrainingError, Update, fit
+from captioner.training.distributed import Group
+from captioner.training.runlog import read_log
+from captioner.training.trainer import Trainer, TrainingError, Update, fit
 from conftest import COLOURS, drawn_run
 
 # The runs that are killed have one thread, and sums depend on how many there are.
@@ -75,14 +75,14 @@ def test_killed_at_any_moment_and_continued_is_byte_for_byte_undisturbed(
 ) -> None:
     config, undisturbed = whole
     moments = [
-        Moment("captioner.features.pixel_batches", 1),
+        Moment("captioner.training.features.pixel_batches", 1),
         Moment("torch.optim.AdamW.step", 2),
-        Moment("captioner.training.judge", 1),
-        Moment("captioner.training.save_checkpoint", 2),  # between last and best
-        Moment("captioner.snapshot.write_tensors", 2),
-        Moment("captioner.training.judge", 3),
-        Moment("captioner.training.load_checkpoint", 1),  # the best, to go on from
-        Moment("captioner.self_critical.policy_gradient_loss", 2),
+        Moment("captioner.training.trainer.judge", 1),
+        Moment("captioner.training.trainer.save_checkpoint", 2),  # between last and best
+        Moment("captioner.training.snapshot.write_tensors", 2),
+        Moment("captioner.training.trainer.judge", 3),
+        Moment("captioner.training.trainer.load_checkpoint", 1),  # the best, to go on from
+        Moment("captioner.training.self_critical.policy_gradient_loss", 2),
     ]
     for moment in moments:
         ended = struck(config, tmp_path / "run", moment, signal.SIGKILL)
@@ -97,15 +97,15 @@ def test_asked_to_stop_a_run_says_how_to_go_on(
 ) -> None:
     config, undisturbed = whole
     moments = [
-        (Moment("captioner.training.read_data", 1), signal.SIGTERM),
-        (Moment("captioner.features.pixel_batches", 1), signal.SIGINT),
-        (Moment("captioner.encoder.Encoder.forward", 2), signal.SIGTERM),
-        (Moment("captioner.training.clip_gradients", 1), signal.SIGINT),
+        (Moment("captioner.training.trainer.read_data", 1), signal.SIGTERM),
+        (Moment("captioner.training.features.pixel_batches", 1), signal.SIGINT),
+        (Moment("captioner.model.encoder.Encoder.forward", 2), signal.SIGTERM),
+        (Moment("captioner.training.trainer.clip_gradients", 1), signal.SIGINT),
         (Moment("captioner.evaluation.write_captions", 1), signal.SIGTERM),
-        (Moment("captioner.teacher_forcing.sequence_loss", 3), signal.SIGTERM),
+        (Moment("captioner.training.teacher_forcing.sequence_loss", 3), signal.SIGTERM),
         # Workers read pixels then.
         (Moment("captioner.evaluation.write_captions", 1), signal.SIGINT),
-        (Moment("captioner.self_critical.draw", 2), signal.SIGINT),
+        (Moment("captioner.training.self_critical.draw", 2), signal.SIGINT),
     ]
     steps = []
     for moment, number in moments:
@@ -286,7 +286,7 @@ def test_ten_steps_without_a_finite_gradient_end_the_run(
 def test_out_of_memory_saves_and_names_what_to_try(
     drawn: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
 ) -> None:
-    from captioner.teacher_forcing import TeacherForcing
+    from captioner.training.teacher_forcing import TeacherForcing
 
     forward, room = TeacherForcing._loss, [3]
 
@@ -319,7 +319,7 @@ def test_a_photograph_that_ends_its_reader_is_left_out_once_it_is_empty(
             os.kill(os.getpid(), signal.SIGKILL)
         return reader(path, size)
 
-    monkeypatch.setattr("captioner.dataset.open_rgb", read)
+    monkeypatch.setattr("captioner.data.dataset.open_rgb", read)
     advice = "process that reads photographs has ended: .*(killed|exited).*check_data.* Empty that"
     with pytest.raises(TrainingError, match=advice):
         fit(drawn, tmp_path / "run", CPU, quiet)
@@ -341,7 +341,7 @@ def scores(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         result = judge(*args)
         return replace(result, scores=replace(result.scores, cider_d=given.pop(0)))
 
-    monkeypatch.setattr("captioner.training.judge", scored)
+    monkeypatch.setattr("captioner.training.trainer.judge", scored)
     return given
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from captioner.schedules import cosine, drops, ramp, rise
+from captioner.training.optimization import cosine, drops, ramp, rise
 
 
 def test_the_rate_rises_as_a_line_and_stays() -> None:

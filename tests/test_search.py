@@ -17,11 +17,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from captioner import search as search_room
-from captioner.options import SearchOptions
-from captioner.search import Forbid, Hypothesis, NoEnding, TokenRule, draw_noise, search
+from captioner.data.vocabulary import BOS, EOS, PAD, UNK
+from captioner.generation import search as search_room
+from captioner.generation.beams import Collector, Hypothesis
+from captioner.generation.options import SearchOptions
+from captioner.generation.rules import Forbid, NoEnding, TokenRule, number_rules
+from captioner.generation.search import draw_noise, search
 from captioner.settings import ConfigError
-from captioner.vocabulary import BOS, EOS, PAD, UNK
 
 V, MOST = 7, 3
 NEVER = Forbid((PAD, BOS, UNK))
@@ -223,7 +225,7 @@ def continuations(
             yield row.total / control.norm(len(row.words)), row
             continue
         log_probs = toy.follow(image, row.words)
-        rules = [*control.rules(), *search_room._number_rules(options)]
+        rules = [*control.rules(), *number_rules(options)]
         for rule in rules:
             log_probs = rule(torch.tensor([row.words], dtype=torch.long), log_probs[None])[0]
         for token in range(V):
@@ -464,7 +466,7 @@ def test_a_step_never_waits_for_the_device(sample: bool, monkeypatch: pytest.Mon
         monkeypatch.setattr(
             search_room, "_asks", lambda position, _, every=every: position % every == 0
         )
-        monkeypatch.setattr(search_room._Collector, "collect", lambda self: [])
+        monkeypatch.setattr(Collector, "collect", lambda self: [])
         with Waits() as waits:  # type: ignore[no-untyped-call]
             control.search(toy, images)
         counted.append(waits.waits)

@@ -11,15 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from captioner import self_critical
-from captioner.checkpoint import Checkpoint
 from captioner.config import DecoderConfig, SelfCriticalConfig
-from captioner.dataset import Batch
-from captioner.decoder import Decoder
+from captioner.data.dataset import Batch
+from captioner.data.example import Example
+from captioner.data.vocabulary import SPECIAL, Vocabulary
+from captioner.generation.options import SearchOptions
 from captioner.metrics import References
-from captioner.options import SearchOptions
-from captioner.readers import Example
-from captioner.self_critical import (
+from captioner.model.checkpoint import Checkpoint
+from captioner.model.decoder import Decoder
+from captioner.training import self_critical
+from captioner.training.self_critical import (
     Reward,
     SelfCritical,
     advantages,
@@ -27,7 +28,6 @@ from captioner.self_critical import (
     policy_gradient_loss,
     policy_log_probs,
 )
-from captioner.vocabulary import SPECIAL, Vocabulary
 
 WORDS = [4, 5]
 MAX_WORDS = 2

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from captioner.config import Config, DataConfig, DataSource
-from captioner.dataset import CaptionDataset, batches
-from captioner.readers import DataError, Example
+from captioner.data.dataset import CaptionDataset, batches
+from captioner.data.example import DataError, Example
+from captioner.data.sources import Data, Part, read_data
+from captioner.data.tags import TagSet
+from captioner.data.vocabulary import Vocabulary
 from captioner.settings import ConfigError
-from captioner.sources import Data, Part, read_data
-from captioner.tags import TagSet
-from captioner.training import fit
-from captioner.vocabulary import Vocabulary
+from captioner.training.trainer import fit
 from conftest import draw_picture, tiny_config
 
 COLOURS = ("red", "green", "blue", "yellow", "black")

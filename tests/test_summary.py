@@ -14,9 +14,9 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 
 from captioner.config import Config
-from captioner.report import is_report
-from captioner.runlog import RunLog
-from captioner.summary import write_summary
+from captioner.folder.report import is_report
+from captioner.training.runlog import RunLog
+from captioner.training.summary import write_summary
 from conftest import draw_picture
 
 Browser = webdriver.Chrome

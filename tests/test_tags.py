@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from captioner.readers import Example
-from captioner.tags import Calibration, TagSet, content_words, fit_calibration
+from captioner.data.example import Example
+from captioner.data.tags import Calibration, TagSet, content_words, fit_calibration
 
 CAPTIONS = (
     "a brown dog runs on the beach",

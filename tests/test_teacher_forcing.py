@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captioner.checkpoint import build_model
 from captioner.config import TrainingConfig
-from captioner.dataset import Batch
-from captioner.decoder import Decoder
-from captioner.model import CaptionModel
-from captioner.recurrence import pack
-from captioner.tags import TagSet
-from captioner.teacher_forcing import TeacherForcing
-from captioner.vocabulary import BOS, EOS, PAD, Vocabulary
+from captioner.data.dataset import Batch
+from captioner.data.tags import TagSet
+from captioner.data.vocabulary import BOS, EOS, PAD, Vocabulary
+from captioner.model.checkpoint import build_model
+from captioner.model.decoder import Decoder
+from captioner.model.model import CaptionModel
+from captioner.model.recurrence import pack
+from captioner.training.teacher_forcing import TeacherForcing
 from conftest import TAGS, WORDS, tiny_config
 
 N, WIDTH = 7, 512

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from captioner.tokenizer import detokenize, stem, tokenize
-from captioner.vocabulary import EOS, SPECIAL, UNK, Vocabulary
+from captioner.data.tokenizer import detokenize, stem, tokenize
+from captioner.data.vocabulary import EOS, SPECIAL, UNK, Vocabulary
 
 
 @pytest.mark.parametrize(

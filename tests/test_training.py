@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from captioner.checkpoint import Checkpoint, load_checkpoint
 from captioner.config import Config, SelfCriticalConfig
-from captioner.dataset import Batch, batches
+from captioner.data.dataset import Batch, batches
+from captioner.data.sources import read_data
 from captioner.inference import Captioner
-from captioner.losses import sequence_loss
-from captioner.runlog import read_log
+from captioner.model.checkpoint import Checkpoint, load_checkpoint
 from captioner.settings import ConfigError
-from captioner.sources import read_data
-from captioner.training import Trainer, fit
+from captioner.training.losses import sequence_loss
+from captioner.training.runlog import read_log
+from captioner.training.trainer import Trainer, fit
 from conftest import COLOURS, drawn_run
 
 CPU = torch.device("cpu")

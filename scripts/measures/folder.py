@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from captioner.checkpoint import Checkpoint, build_model, save_checkpoint
 from captioner.config import (
     Config,
     DecoderConfig,
@@ -24,26 +23,29 @@ from captioner.config import (
     ModelConfig,
     Preprocessing,
 )
-from captioner.decoding import Found, read_ahead
-from captioner.folder import _read, describe_folder, keep, plan
+from captioner.data.tags import TagSet
+from captioner.data.vocabulary import Vocabulary
+from captioner.folder import describe_folder
+from captioner.folder.journal import Journal
+from captioner.folder.outputs import output_file
+from captioner.folder.run import _read, keep, plan
 from captioner.inference import Captioner
-from captioner.journal import Journal
-from captioner.outputs import output_file
-from captioner.tags import TagSet
-from captioner.vocabulary import Vocabulary
+from captioner.model.checkpoint import Checkpoint, build_model, save_checkpoint
+from captioner.photos.workers import Found, read_ahead
 from measures.timing import Figures, Named, ratio, spread, timed
 
 # Runs the command line, and says what its records took and how much memory there was.
 _COUNTED = """
 import json, resource, sys, time
-from captioner import cli, folder
-plain, times = folder.keep, []
+from captioner import cli
+from captioner.folder import run
+plain, times = run.keep, []
 def keep(*what):
     for record in plain(*what):
         now = time.perf_counter(), time.process_time()
         times[:] = [times[0] if times else now, now, (times[2] if times else 0) + 1]
         yield record
-folder.keep = keep
+run.keep = keep
 started = time.perf_counter()
 status = cli.main(sys.argv[1:])
 whole = time.perf_counter() - started

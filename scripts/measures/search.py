@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from captioner import search as search_room
 from captioner.config import DecoderConfig
-from captioner.decoder import Decoder, DecoderState
-from captioner.device import choose_device
-from captioner.generation import Caption, write_captions
+from captioner.data.vocabulary import BOS, EOS, PAD, SPECIAL, Vocabulary
+from captioner.generation import search as search_room
+from captioner.generation.captions import Caption, write_captions
+from captioner.generation.options import SearchOptions
 from captioner.inference import Captioner
-from captioner.options import SearchOptions
-from captioner.vocabulary import BOS, EOS, PAD, SPECIAL, Vocabulary
+from captioner.model.decoder import Decoder, DecoderState
+from captioner.model.device import choose_device
 from measures.timing import Figures, Named, in_turn, ratio, spread
 
 

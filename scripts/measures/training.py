@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from captioner.config import Config, DecoderConfig
-from captioner.dataset import Batch, Features
-from captioner.device import choose_device
-from captioner.readers import Example
+from captioner.data.dataset import Batch, Features
+from captioner.data.example import Example
+from captioner.data.sources import Data, Part
+from captioner.data.vocabulary import PAD, SPECIAL
+from captioner.model.device import choose_device
 from captioner.settings import from_dict
-from captioner.sources import Data, Part
-from captioner.training import Trainer
-from captioner.vocabulary import PAD, SPECIAL
+from captioner.training.trainer import Trainer
 from measures.timing import Figures, Named, in_turn, ratio, spread
 
 _CELLS = 49

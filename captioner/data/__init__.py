@@ -1,0 +1,1 @@
+"""Training data: annotation files, vocabularies, tags, batches."""

@@ -1,0 +1,261 @@
+"""A data set looked over before training: what is wrong with it, and what it costs. No torch here.
+
+Two photographs are the same where the encoder is shown the same pixels, under whatever name.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from statistics import quantiles
+
+from tqdm import tqdm
+
+from captioner.config import Config, DataConfig, Preprocessing
+from captioner.data.example import is_junk
+from captioner.data.sources import Source, read_sources
+from captioner.data.tokenizer import tokenize
+from captioner.data.vocabulary import Vocabulary
+from captioner.files import printable
+from captioner.photos.images import UnreadableError, read_pixels
+from captioner.photos.workers import Found, read_ahead
+
+__all__ = ["Audit", "Coverage", "SplitAudit", "audit", "summary"]
+
+_SHOWN = 5
+_TIMEOUT = 30.0
+
+
+@dataclass(frozen=True)
+class SplitAudit:
+    """What a split has, and what is wrong with it."""
+
+    name: str
+    photographs: int
+    """How many have captions and a file."""
+    captions: int
+    missing: list[str]
+    uncaptioned: list[str]
+    broken: dict[str, str]
+    """Photographs that cannot be opened, and why."""
+    duplicates: list[list[str]]
+    """Photographs that are the same, or one that stands twice."""
+    junk: list[tuple[str, str]]
+    """Captions that say nothing, each after its photograph."""
+    lengths: dict[int, int]
+    """How many of the other captions have so many words."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What of the validation captions the vocabulary of the training captions can say."""
+
+    words: int
+    """How many words the vocabulary has, special ones included."""
+    share_of_words: float
+    share_of_captions: float
+    """Of those of which every word is known."""
+    unknown: list[tuple[str, int]]
+    """The most frequent words that are not, and how often each stands."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was found in both splits of a data set."""
+
+    train: SplitAudit
+    val: SplitAudit
+    leaks: list[tuple[list[str], list[str]]]
+    """Photographs to train on, and those to validate on that are the same."""
+    coverage: Coverage
+    pixel_bytes: int
+    """Of one photograph, at the size of the preprocessing."""
+    feature_bytes: int
+    """Of one photograph in the feature cache."""
+
+    @property
+    def problems(self) -> int:
+        """How many photographs and captions are of no use, or spoil the scores."""
+        of_splits = sum(
+            len(s.missing) + len(s.uncaptioned) + len(s.broken) + len(s.junk) + _extra(s.duplicates)
+            for s in (self.train, self.val)
+        )
+        return of_splits + sum(len(val) for _, val in self.leaks)
+
+
+def audit(config: Config, feature_bytes: int, workers: int) -> Audit:
+    """Look over both splits of a config; every photograph is opened, by ``workers`` processes.
+
+    ``feature_bytes`` are what the encoder's features of a photograph take. Raises ``DataError``
+    and ``ConfigError`` as :func:`captioner.data.sources.read_data`, ``DecodingError`` when there is
+    no process to open photographs with.
+    """
+    train, val = read_sources(config.data)
+    examples = [e for source in (*train, val) for e in source.examples]
+    paths = list(dict.fromkeys(str(example.image) for example in examples))
+    seen, broken = _look(paths, config.preprocessing, workers)
+    train_words, val_words = _words(train), _words([val])
+    train_places, val_places = _places(train, seen), _places([val], seen)
+    same = train_places.keys() & val_places.keys()
+    return Audit(
+        _split("train", train, train_words, train_places, broken),
+        _split("val", [val], val_words, val_places, broken),
+        [
+            (train_places[content], val_places[content])
+            for content in train_places
+            if content in same
+        ],
+        _coverage(train_words, val_words, config.data),
+        3 * config.preprocessing.size**2,
+        feature_bytes,
+    )
+
+
+def _fingerprint(preprocessing: Preprocessing, path: str) -> bytes:
+    return sha256(read_pixels(path, preprocessing).tobytes()).digest()
+
+
+def _look(
+    paths: Sequence[str], preprocessing: Preprocessing, workers: int
+) -> tuple[dict[str, bytes], dict[str, str]]:
+    """Return what each photograph shows, in short, and why the others cannot be opened."""
+    seen: dict[str, bytes] = {}
+    broken: dict[str, str] = {}
+    photographs = tqdm(map(Found, paths), "opening", len(paths), unit="photo", disable=None)
+    read = partial(_fingerprint, preprocessing)
+    for path, found in read_ahead(read, photographs, workers, 8 * workers, _TIMEOUT):
+        if isinstance(found, UnreadableError):
+            broken[path] = str(found)
+        else:
+            seen[path] = found
+    return seen, broken
+
+
+def _words(sources: Sequence[Source]) -> list[list[str]]:
+    """Return the words of every caption that is not junk."""
+    captions = (c for source in sources for e in source.examples for c in e.captions)
+    return [tokenize(caption) for caption in captions if not is_junk(caption)]
+
+
+def _places(sources: Sequence[Source], seen: Mapping[str, bytes]) -> dict[bytes, list[str]]:
+    """Return where each content stands."""
+    places: dict[bytes, list[str]] = defaultdict(list)
+    for source in sources:
+        for path in (str(example.image) for example in source.examples):
+            if path in seen:
+                places[seen[path]].append(path)
+    return dict(places)
+
+
+def _split(
+    name: str,
+    sources: Sequence[Source],
+    words: Sequence[Sequence[str]],
+    places: Mapping[bytes, list[str]],
+    broken: Mapping[str, str],
+) -> SplitAudit:
+    examples = [example for source in sources for example in source.examples]
+    left_out = [path for source in sources for path in source.left_out]
+    missing = dict.fromkeys(path for path in left_out if not Path(path).is_file())
+    paths = dict.fromkeys(str(example.image) for example in examples)
+    captions = [(str(e.image), caption) for e in examples for caption in e.captions]
+    return SplitAudit(
+        name,
+        len(examples),
+        len(captions),
+        list(missing),
+        [path for path in left_out if path not in missing],
+        {path: broken[path] for path in paths if path in broken},
+        [same for same in places.values() if len(same) > 1],
+        [(path, caption) for path, caption in captions if is_junk(caption)],
+        dict(sorted(Counter(map(len, words)).items())),
+    )
+
+
+def _coverage(
+    train: Sequence[Sequence[str]], val: Sequence[Sequence[str]], data: DataConfig
+) -> Coverage:
+    vocabulary = Vocabulary.build(train, data.vocabulary_size, data.min_count)
+    unknown = Counter(word for caption in val for word in caption if word not in vocabulary)
+    said = sum(map(len, val))
+    whole = sum(all(word in vocabulary for word in caption) for caption in val)
+    return Coverage(
+        len(vocabulary),
+        1.0 - unknown.total() / max(said, 1),
+        whole / max(len(val), 1),
+        unknown.most_common(_SHOWN),
+    )
+
+
+def _extra(duplicates: Sequence[Sequence[str]]) -> int:
+    return sum(len(same) - 1 for same in duplicates)
+
+
+def summary(found: Audit, data: DataConfig) -> Iterator[str]:
+    """Yield the lines a person reads: of each problem how many, and the first few."""
+    for split in (found.train, found.val):
+        yield f"{split.name}: {split.photographs:,} photographs, {split.captions:,} captions"
+        yield from _photograph_lines(split)
+        yield from _caption_lines(split, data.max_words)
+        pixels, features = (
+            f"{split.photographs * size / 1e9:.3g} GB of {what} ({size:,} bytes each)"
+            for what, size in (("pixels", found.pixel_bytes), ("features", found.feature_bytes))
+        )
+        yield f"  memory: {pixels}, {features}"
+    leaks = [f"{_same(train)} (train) = {_same(val)} (val)" for train, val in found.leaks]
+    yield from _listed("leaks from val into train", len(leaks), leaks, "")
+    yield from _coverage_lines(found.coverage, data)
+    yield f"problems found: {found.problems:,}"
+
+
+def _photograph_lines(split: SplitAudit) -> Iterator[str]:
+    yield from _listed("missing photographs", len(split.missing), split.missing)
+    yield from _listed("photographs without a caption", len(split.uncaptioned), split.uncaptioned)
+    reasons = [f"{path}: {why}" for path, why in split.broken.items()]
+    yield from _listed("broken photographs", len(reasons), reasons)
+    yield from _listed(
+        "duplicate photographs", _extra(split.duplicates), [_same(s) for s in split.duplicates]
+    )
+
+
+def _caption_lines(split: SplitAudit, max_words: int) -> Iterator[str]:
+    junk = [f"{path}: {caption!r}" for path, caption in split.junk]
+    yield from _listed("junk captions", len(junk), junk)
+    lengths = list(Counter(split.lengths).elements())
+    if len(lengths) > 1:
+        cuts = quantiles(lengths, n=20, method="inclusive")
+        cut = sum(length > max_words for length in lengths) / len(lengths)
+        yield (
+            f"  lengths of captions: {lengths[0]} to {lengths[-1]} words, median {cuts[9]:.0f}, "
+            f"nine in ten {cuts[0]:.0f} to {cuts[18]:.0f}"
+        )
+        yield f"  longer than data.max_words ({max_words}): {100 * cut:.1f} % of captions"
+
+
+def _coverage_lines(coverage: Coverage, data: DataConfig) -> Iterator[str]:
+    yield (
+        f"vocabulary: {coverage.words:,} words (data.min_count is {data.min_count}, "
+        f"data.vocabulary_size {data.vocabulary_size:,})"
+    )
+    yield (
+        f"  it has {100 * coverage.share_of_words:.1f} % of the words of val's captions, "
+        f"and all words of {100 * coverage.share_of_captions:.1f} % of them"
+    )
+    if coverage.unknown:
+        yield f"  most frequent others: {', '.join(f'{w} ({n})' for w, n in coverage.unknown)}"
+
+
+def _listed(what: str, count: int, entries: Sequence[str], indent: str = "  ") -> Iterator[str]:
+    yield f"{indent}{what}: {count:,}"
+    yield from (f"{indent}    {printable(entry)}" for entry in entries[:_SHOWN])
+    if len(entries) > _SHOWN:
+        yield f"{indent}    and {len(entries) - _SHOWN:,} more"
+
+
+def _same(paths: Sequence[str]) -> str:
+    counts = Counter(paths)
+    return " = ".join(path if n == 1 else f"{path} ({n} times)" for path, n in counts.items())

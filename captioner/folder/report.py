@@ -1,0 +1,101 @@
+"""A page to look through the results of a run: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from itertools import tee
+from typing import Any
+from urllib.parse import quote
+
+from captioner.files import Record, printable
+from captioner.pages import picture, thumbnail, write_page
+from captioner.photos.images import UnreadableError
+from captioner.photos.workers import Found, read_ahead
+
+__all__ = ["is_report", "write_report"]
+
+_GENERATOR = "captioner"
+
+
+def write_report(
+    path: str,
+    records: Iterable[Record],
+    total: int,
+    errors: int,
+    *,
+    title: str = "captioner",
+    fit: str = "squash",
+    workers: int = 2,
+    decode_timeout: float = 30.0,
+) -> None:
+    """Write the page of ``total`` records, of which ``errors`` are errors.
+
+    ``workers`` processes make the thumbnails; a photograph that is gone has none. ``fit`` says
+    what part of a photograph the model saw, as in ``Preprocessing``. Raises ``OSError``.
+    """
+    first, second = tee(records)
+    photographs = (Found(record["image"], record.get("error")) for record in first)
+    thumbnails = read_ahead(thumbnail, photographs, workers, 16 * workers, decode_timeout)
+    with closing(thumbnails):
+        write_page(
+            path,
+            "report",
+            generator=_GENERATOR,
+            title=title,
+            fit=fit,
+            total=total,
+            errors=errors,
+            cards=_cards(second, thumbnails, os.path.dirname(os.path.abspath(path))),
+        )
+
+
+def is_report(path: str) -> bool:
+    """Whether a file is such a page."""
+    with open(path, "rb") as file:
+        return f'name="generator" content="{_GENERATOR}"'.encode() in file.read(300)
+
+
+def _cards(
+    records: Iterable[Record],
+    thumbnails: Iterable[tuple[str, bytes | UnreadableError]],
+    folder: str,
+) -> Iterator[dict[str, Any]]:
+    for record, (_, made) in zip(records, thumbnails, strict=True):
+        shown = {} if isinstance(made, UnreadableError) else picture(made)
+        yield _card(record, folder) | shown
+
+
+def _card(record: Record, folder: str) -> dict[str, Any]:
+    """Return what the page shows of a record."""
+    caption, log_prob = record.get("caption", ""), record.get("log_prob")
+    relative = os.path.relpath(record["image"], folder)
+    tags = record.get("tags", ())
+    confidence = max((tag["score"] for tag in tags), default=0.0)
+    if log_prob is not None:
+        confidence = math.exp(log_prob / (len(caption.split()) + 1))
+    return {
+        "name": printable(record["image"]),
+        # The dot keeps a name with a colon from being taken for a scheme.
+        "href": f"./{quote(os.fsencode(relative))}",
+        "error": None if "error" not in record else printable(record["error"]),
+        "confidence": f"{confidence:.4f}",
+        "log_prob": log_prob,
+        "words": _words(caption, record.get("attention")),
+        "tags": [{"name": t["name"], "score": round(100.0 * t["score"])} for t in tags],
+        "alternatives": record.get("captions", ())[1:],
+    }
+
+
+def _words(caption: str, attention: Record | None) -> list[dict[str, str]]:
+    """Cut a caption into its words, each with what stands before it and its weights."""
+    words, at = [], 0
+    for word, weights in zip(
+        *((attention["words"], attention["weights"]) if attention else ((), ())), strict=True
+    ):
+        start = caption.index(word, at)
+        words.append({"before": caption[at:start], "text": word, "weights": weights})
+        at = start + len(word)
+    return [*words, {"before": "", "text": caption[at:], "weights": ""}] if caption else []

@@ -1,0 +1,248 @@
+"""From a grid to captions and tags: words for tokens, and rules for what may be written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import compress
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captioner.data.tags import Calibration, TagSet
+from captioner.data.tokenizer import detokenize
+from captioner.data.vocabulary import BOS, EOS, PAD, SPECIAL, UNK, UNSAID, Vocabulary
+from captioner.generation.beams import Hypothesis
+from captioner.generation.options import SearchOptions
+from captioner.generation.rules import Forbid, NoEnding, NoRepeat, TokenRule
+from captioner.generation.search import search
+from captioner.model.decoder import Decoder, DecoderState
+from captioner.settings import ConfigError
+
+__all__ = [
+    "TAG_OPTIONS",
+    "Caption",
+    "Tag",
+    "retrace",
+    "token_rules",
+    "write_captions",
+    "write_tags",
+]
+
+TAG_OPTIONS = SearchOptions(beam_size=1, length_penalty=0.0, max_words=8)
+"""How tags are searched."""
+
+# The power of a tag's frequency: it trades tags that are right for tags that differ.
+_RARITY = 0.1
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One caption: L words, and how sure the model was of each."""
+
+    text: str
+    log_prob: float
+    """Natural logarithm of its probability, that of ending where it does included."""
+    words: tuple[str, ...] = field(default=(), repr=False)
+    """As they stand in the text; a clitic ("'s") is a word, written onto the one before."""
+    word_log_probs: tuple[float, ...] = field(default=(), repr=False, compare=False)
+    """The terms of ``log_prob``, one a word; that of the end is not among them."""
+    finished: bool = True
+    """False where nothing satisfies the options, and this is as far as the best one came."""
+    attention: np.ndarray[Any, np.dtype[np.float32]] | None = field(
+        default=None, repr=False, compare=False
+    )
+    """Where the model looked for each word: ``(L, N)``, each row adds up to 1. The cells of the
+    grid come row by row from the top left of the prepared picture, a square. ``None`` unless it
+    was asked for, and where the model has no attention."""
+
+
+class Tag(NamedTuple):
+    """One tag and the calibrated probability, 0…1, that it is right."""
+
+    name: str
+    score: float
+
+
+def token_rules(
+    options: SearchOptions, vocabulary: Vocabulary
+) -> tuple[list[TokenRule], list[int]]:
+    """Return what the words of the options mean for tokens: rules, and the required ids.
+
+    Raises ``ConfigError`` for a word that the vocabulary does not have.
+    """
+    never = [token for token in UNSAID if not (options.unknown and token == UNK)]
+    rules: list[TokenRule] = [Forbid([*never, *_tokens(options, "forbidden", vocabulary)])]
+    if options.no_ending:
+        no_ending = _tokens(options, "no_ending", vocabulary)
+        rules.append(NoEnding(no_ending, options.max_words))
+    return rules, _tokens(options, "required", vocabulary)
+
+
+def _tokens(options: SearchOptions, name: str, vocabulary: Vocabulary) -> list[int]:
+    words: tuple[str, ...] = getattr(options, name)
+    strange = [word for word in words if word in SPECIAL or word not in vocabulary]
+    if strange:
+        shown = ", ".join(map(repr, strange))
+        raise ConfigError(f"{name} has {shown}: the model does not know such a word")
+    return vocabulary.encode(words)[:-1]
+
+
+def write_captions(
+    decoders: Sequence[Decoder],
+    vocabulary: Vocabulary,
+    grids: Sequence[Tensor],
+    options: SearchOptions,
+    attention: bool = False,
+) -> list[list[Caption]]:
+    """Return the captions of each image, best first.
+
+    ``grids`` has a grid ``(B, N, D)`` for each decoder; several are an ensemble, whose
+    log-probability is the mean of theirs. Raises ``ConfigError`` for words of the options that
+    the vocabulary does not have.
+    """
+    rules, required = token_rules(options, vocabulary)
+    found = _search(decoders, grids, None, options, rules, required)
+    looked = _attention(decoders, grids, found) if attention else [[None] * len(f) for f in found]
+    return [
+        [_caption(h, vocabulary, weights) for h, weights in zip(*image, strict=True)]
+        for image in zip(found, looked, strict=True)
+    ]
+
+
+def _caption(
+    hypothesis: Hypothesis,
+    vocabulary: Vocabulary,
+    attention: np.ndarray[Any, np.dtype[np.float32]] | None,
+) -> Caption:
+    words = tuple(vocabulary.decode(hypothesis.tokens))
+    return Caption(
+        detokenize(words),
+        hypothesis.log_prob,
+        words,
+        hypothesis.token_log_probs[: len(words)],
+        hypothesis.finished,
+        attention,
+    )
+
+
+def write_tags(
+    decoders: Sequence[Decoder], tags: TagSet, calibration: Calibration, grids: Sequence[Tensor]
+) -> list[list[Tag]]:
+    """Return the tags of each image, best first, none twice; ``grids`` as for captions.
+
+    Each tag's probability is divided by a power of the tag's frequency, so that what is
+    particular to a photograph is said before what is true of many: logit adjustment, Menon et
+    al. (2021), equation 9.
+    """
+    rarity = torch.zeros(len(tags.vocabulary), device=grids[0].device)
+    rarity[len(SPECIAL) :] = -_RARITY * torch.tensor(tags.frequencies).log()
+    rules: list[TokenRule] = [Forbid(UNSAID), NoRepeat()]
+    return [
+        _scored(hypotheses[0], tags.vocabulary, calibration)
+        for hypotheses in _search(decoders, grids, rarity, TAG_OPTIONS, rules)
+    ]
+
+
+def _scored(best: Hypothesis, vocabulary: Vocabulary, calibration: Calibration) -> list[Tag]:
+    # EOS, the last term, has no score.
+    scores = map(calibration, best.token_log_probs[: len(best.tokens)])
+    found = zip(vocabulary.decode(best.tokens), scores, strict=True)
+    return sorted((Tag(name, score) for name, score in found), key=lambda tag: -tag.score)
+
+
+class _States(NamedTuple):
+    """What an ensemble carries from step to step."""
+
+    members: tuple[DecoderState, ...]
+
+    @classmethod
+    def start(cls, decoders: Sequence[Decoder], grids: Sequence[Tensor]) -> _States:
+        return cls(tuple(d.start(grid) for d, grid in zip(decoders, grids, strict=True)))
+
+    def select(self, rows: Tensor) -> _States:
+        return _States(tuple(member.select(rows) for member in self.members))
+
+
+def _step(
+    decoders: Sequence[Decoder], tokens: Tensor, states: _States, adjustment: Tensor | None = None
+) -> tuple[Tensor, list[Tensor], _States]:
+    """Return the mean log-probabilities ``(R, V)``, each member's weights, and the states."""
+    stepped = [d.step(tokens, s) for d, s in zip(decoders, states.members, strict=True)]
+    logits, weights, members = zip(*stepped, strict=True)
+    each = [
+        torch.log_softmax(x if adjustment is None else x + adjustment, dim=-1, dtype=torch.float32)
+        for x in logits
+    ]
+    mean = each[0] if len(each) == 1 else torch.stack(each).mean(dim=0)
+    return mean, list(weights), _States(members)
+
+
+@torch.inference_mode()
+def _search(
+    decoders: Sequence[Decoder],
+    grids: Sequence[Tensor],
+    adjustment: Tensor | None,
+    options: SearchOptions,
+    rules: Sequence[TokenRule],
+    required: Sequence[int] = (),
+) -> list[list[Hypothesis]]:
+    def step(tokens: Tensor, state: _States) -> tuple[Tensor, _States]:
+        log_probs, _, state = _step(decoders, tokens, state, adjustment)
+        return log_probs, state
+
+    first = torch.full((len(grids[0]),), BOS, device=grids[0].device)
+    return search(step, first, _States.start(decoders, grids), options, rules, required)
+
+
+@torch.inference_mode()
+def retrace(
+    decoders: Sequence[Decoder],
+    grids: Sequence[Tensor],
+    hypotheses: Sequence[Sequence[Hypothesis]],
+) -> tuple[Tensor, list[Tensor]]:
+    """Return what the decoders say of hypotheses already found, in one teacher-forced pass.
+
+    For R = B·K rows, K the most hypotheses of an image (where it has fewer, its first stands in),
+    and L the most tokens: the log-probability of each token and of EOS, ``(R, L + 1)``, 0 after
+    EOS; and each decoder's attention weights ``(R, L + 1, N)``. No step's logits are kept.
+    """
+    device, most = grids[0].device, max(map(len, hypotheses))
+    rows = [[*found, *[found[0]] * (most - len(found))] for found in hypotheses]
+    written = [torch.tensor([*h.tokens, EOS]) for image in rows for h in image]
+    targets = torch.nn.utils.rnn.pad_sequence(written, True, PAD).to(device)
+    images = torch.arange(len(rows), device=device)[:, None].expand(-1, most)
+    states = _States.start(decoders, grids).select(images)
+    tokens = torch.full_like(targets[:, 0], BOS)
+    terms, looked = [], []
+    for token in targets.unbind(dim=1):
+        log_probs, weights, states = _step(decoders, tokens, states)
+        terms.append(log_probs.gather(1, token[:, None])[:, 0].masked_fill(token == PAD, 0.0))
+        looked.append(weights)
+        tokens = token
+    return torch.stack(terms, dim=1), [torch.stack(w, dim=1) for w in zip(*looked, strict=True)]
+
+
+def _attention(
+    decoders: Sequence[Decoder],
+    grids: Sequence[Tensor],
+    hypotheses: Sequence[Sequence[Hypothesis]],
+) -> list[list[Any]]:
+    """Return the weights ``(L, N)`` of each hypothesis, the mean of the decoders that attend."""
+    sizes = {grid.shape[1] for grid in grids}
+    if len(sizes) > 1:
+        shown = " and ".join(map(str, sorted(sizes)))
+        raise ConfigError(f"the models see grids of {shown} cells, which have no common attention")
+    attends = [decoder.attention is not None for decoder in decoders]
+    if not any(attends) or not hypotheses:
+        return [[None] * len(found) for found in hypotheses]
+    _, looked = retrace(decoders, grids, hypotheses)
+    attending = [weights.float() for weights in compress(looked, attends)]
+    mean = torch.stack(attending).mean(dim=0).cpu().numpy()
+    most = len(mean) // len(hypotheses)
+    return [
+        [mean[most * image + place, : len(h.tokens)] for place, h in enumerate(found)]
+        for image, found in enumerate(hypotheses)
+    ]

@@ -1,0 +1,264 @@
+"""One search, greedy to sampled: knows tokens and scores, nothing of images or LSTMs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from captioner.data.vocabulary import EOS
+from captioner.generation.beams import (
+    Beams,
+    Choice,
+    Collector,
+    Hypothesis,
+    Layout,
+    Trace,
+    decided,
+    extend,
+    first_beams,
+    rank,
+)
+from captioner.generation.options import SearchOptions
+from captioner.generation.rules import TokenRule, number_rules
+
+__all__ = ["State", "Step", "draw_noise", "search"]
+
+S = TypeVar("S", bound="State")
+
+# Off the CPU, asking whether images are decided makes the host wait for the device.
+_STEPS_BETWEEN_QUESTIONS = 4
+_BLOCK = 128
+
+
+class State(Protocol):
+    """What a step carries along, a row a hypothesis."""
+
+    def select(self: S, rows: Tensor) -> S:
+        """Return the state of ``rows`` ``(B', K')``; images stay in order or are dropped."""
+        ...
+
+
+class Step(Protocol[S]):
+    """One step of a decoder: tokens ``(R,)`` to log-probabilities ``(R, V)``, float32."""
+
+    def __call__(self, tokens: Tensor, state: S) -> tuple[Tensor, S]:
+        """Read a token a row."""
+        ...
+
+
+def draw_noise(images: int, options: SearchOptions, generator: torch.Generator) -> Tensor:
+    """Return the uniform numbers, ``(images, max_words + 1, num_captions)``, of one sampling."""
+    shape = (images, options.max_words + 1, options.num_captions)
+    return torch.rand(shape, generator=generator, device=generator.device)
+
+
+def search(
+    step: Step[S],
+    first: Tensor,
+    state: S,
+    options: SearchOptions,
+    rules: Sequence[TokenRule] = (),
+    required: Sequence[int] = (),
+    noise: Tensor | None = None,
+) -> list[list[Hypothesis]]:
+    """Return the best ``options.num_captions`` hypotheses of each image, best first.
+
+    ``first``, ``(B,)``, is the token each image starts from (BOS), and ``state`` has a row an
+    image. Numbers come from ``options``; its words come as ``rules`` and as the ids
+    ``required``, different ones. ``noise``, from :func:`draw_noise`, is what sampling draws by;
+    without it all images draw by the same numbers, those of ``options.seed``, so that an image's
+    samples do not depend on its neighbours. A hypothesis that is not finished after
+    ``options.max_words`` tokens is closed with EOS at its own log-probability. An image for which
+    the search finds nothing that the rules allow gives its best unfinished hypothesis. Images
+    leave the batch once nothing can change their result: a finished hypothesis is never lost, and
+    a log-probability only falls, so an unfinished one can at best become as long as allowed at no
+    further cost.
+
+    Sources: Graves (2012), section 3.2; length norm: Wu et al. (2016), equation 14; groups:
+    Vijayakumar et al., "Diverse Beam Search" (2016), equation 6 with Hamming diversity, which
+    acts on the choice and not on log-probabilities; required tokens: a beam for each number of
+    them written, as in the grid of Hokamp and Liu (2017), which merges the states of Anderson et
+    al., "Guided Open Vocabulary Image Captioning" (2017), section 3.2, that count alike, with
+    the candidates of Post and Vilar (2018), section 3.1.
+    """
+    if not len(first):
+        return []
+    layout = Layout.of(options, required)
+    wanted = torch.tensor(list(required), dtype=torch.long, device=first.device)
+    rules = [*rules, *number_rules(options)]
+    beams = first_beams(len(first), layout, options, first.device)
+    trace = Trace.empty(len(first), options.max_words + 1, layout.rows, first.device)
+    noise = _noise(first, options, noise)
+    state = state.select(_offsets(len(first), 1, first.device).expand(-1, layout.rows))
+    last = first[:, None].expand(-1, layout.rows)
+    for position in range(options.max_words + 1):
+        log_probs, state = step(last.flatten(), state)
+        for rule in rules:
+            log_probs = rule(beams.tokens.flatten(0, 1), log_probs)
+        if position == options.max_words:
+            log_probs = _only_eos(log_probs)
+        if noise is None:
+            choice = _choose(beams, log_probs, layout, options, wanted)
+        else:
+            choice = _draw(beams, log_probs, noise[:, position], options)
+        beams = extend(beams, choice, layout, options, trace)
+        rows = choice.parents + _offsets(len(choice.parents), layout.rows, first.device)
+        if _asks(position, first.device):
+            stay = ~decided(beams, layout, options)
+            if not stay.any():
+                break
+            beams, rows = beams.keep(stay), rows[stay]
+        state, last = state.select(rows), beams.tokens[:, :, -1]
+    return Collector(trace, layout, options, required).collect()
+
+
+def _offsets(images: int, rows: int, device: torch.device) -> Tensor:
+    return torch.arange(images, device=device)[:, None] * rows
+
+
+def _noise(first: Tensor, options: SearchOptions, given: Tensor | None) -> Tensor | None:
+    if not options.sample:
+        return None
+    if given is None:
+        generator = torch.Generator().manual_seed(options.seed)
+        given = draw_noise(1, options, generator).expand(len(first), -1, -1)
+    return given.to(first.device)
+
+
+def _asks(position: int, device: torch.device) -> bool:
+    """Whether to ask, after this position, which images are decided."""
+    return device.type == "cpu" or position % _STEPS_BETWEEN_QUESTIONS == 0
+
+
+def _only_eos(log_probs: Tensor) -> Tensor:
+    closed = torch.full_like(log_probs, -torch.inf)
+    closed[:, EOS] = log_probs[:, EOS]
+    return closed
+
+
+def _choose(
+    beams: Beams, log_probs: Tensor, layout: Layout, options: SearchOptions, wanted: Tensor
+) -> Choice:
+    """Return the best continuations in each bank of each group."""
+    rows = layout.banks * layout.beams
+    by_group = log_probs.view(-1, layout.groups, rows, log_probs.shape[-1]).unbind(dim=1)
+    said: Tensor | None = None
+    choices: list[Choice] = []
+    for group, own in enumerate(by_group):
+        here = slice(group * rows, (group + 1) * rows)
+        written, finished = beams.tokens[:, here], beams.finished[:, here]
+        found = _candidates(own, written, finished, said, layout, wanted)
+        lengths = beams.lengths[:, here] + ~finished
+        totals = beams.totals[:, here, None] + found.scores
+        ranks = rank(totals, lengths[:, :, None], options)
+        kept, best = _best_of_banks(ranks, found.banks, layout)
+        tokens, terms = (x.flatten(1).gather(1, best) for x in (found.tokens, found.terms))
+        # A bank that is not full is filled up with what belongs to others.
+        terms = terms.masked_fill(kept == -torch.inf, -torch.inf)
+        parents = best // found.tokens.shape[-1]
+        choice = Choice(parents + here.start, tokens, terms)
+        choices.append(choice)
+        if layout.groups > 1:
+            cost = options.diversity * (~finished.gather(1, parents) & (kept > -torch.inf))
+            said = torch.zeros_like(own[:, 0]) if said is None else said
+            said = said.scatter_add(1, choice.tokens, cost.to(said.dtype))
+    return Choice(*(torch.cat(parts, dim=1) for parts in zip(*choices, strict=True)))
+
+
+class _Candidates(NamedTuple):
+    """What may follow each row of a group: W tokens a row."""
+
+    tokens: Tensor  # (B, K, W)
+    terms: Tensor  # (B, K, W): log-probabilities
+    scores: Tensor  # (B, K, W): log-probabilities less what earlier groups make them cost
+    banks: Tensor | None  # (B, K, W): how many required tokens are written; None if there are none
+
+
+def _candidates(
+    log_probs: Tensor,
+    written: Tensor,
+    finished: Tensor,
+    cost: Tensor | None,
+    layout: Layout,
+    wanted: Tensor,
+) -> _Candidates:
+    banks = asked = None
+    if len(wanted):
+        met = (written[..., None] == wanted).any(dim=2)
+        log_probs[:, :, EOS].masked_fill_(~met.all(dim=-1), -torch.inf)
+        asked = log_probs[:, :, wanted]
+        log_probs[:, :, wanted] = -torch.inf  # they are candidates anyway
+    scores = log_probs if cost is None else log_probs - cost[:, None]
+    tokens = _top(scores, layout.beams)
+    terms = log_probs.gather(2, tokens)
+    if asked is not None:
+        count = met.sum(dim=-1, keepdim=True)
+        banks = torch.cat([count.expand_as(tokens), count + ~met], dim=2)
+        tokens = torch.cat([tokens, wanted.expand_as(asked)], dim=2)
+        terms = torch.cat([terms, asked], dim=2)
+    idle = torch.full_like(terms[0, 0], -torch.inf)
+    idle[0] = 0.0
+    tokens = tokens.masked_fill(finished[:, :, None], EOS)
+    terms = torch.where(finished[:, :, None], idle, terms)
+    if cost is None:
+        return _Candidates(tokens, terms, terms, banks)
+    costs = cost.gather(1, tokens.flatten(1)).view_as(tokens)
+    return _Candidates(tokens, terms, terms - costs.masked_fill(finished[:, :, None], 0.0), banks)
+
+
+def _best_of_banks(ranks: Tensor, banks: Tensor | None, layout: Layout) -> tuple[Tensor, Tensor]:
+    """Return the ranks that are kept and their places, flat, among the candidates ``(B, K, W)``."""
+    if banks is None:
+        return _keep(ranks, layout.beams)
+    own = (ranks.masked_fill(banks != bank, -torch.inf) for bank in range(layout.banks))
+    values, places = zip(*(_keep(bank, layout.beams) for bank in own), strict=True)
+    return torch.cat(values, dim=1), torch.cat(places, dim=1)
+
+
+def _keep(ranks: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    values, places = ranks.flatten(1).topk(count)
+    return values, places
+
+
+def _top(scores: Tensor, count: int) -> Tensor:
+    """Return the places of the ``count`` highest scores of each row, ``(B, K, V)``."""
+    count = min(count, scores.shape[-1])
+    blocks = scores.shape[-1] // _BLOCK
+    if blocks <= 2 * count:
+        return scores.topk(count).indices
+    # The highest scores lie in the blocks with the highest maxima: one quick look at all scores.
+    whole = scores[:, :, : blocks * _BLOCK].view(*scores.shape[:2], blocks, _BLOCK)
+    best = whole.amax(dim=-1).topk(count).indices
+    inside = torch.arange(_BLOCK, device=scores.device)
+    places = (best[..., None] * _BLOCK + inside).flatten(2)
+    rest = torch.arange(blocks * _BLOCK, scores.shape[-1], device=scores.device)
+    places = torch.cat([places, rest.expand(*places.shape[:2], -1)], dim=2)
+    return places.gather(2, scores.gather(2, places).topk(count).indices)
+
+
+def _draw(beams: Beams, log_probs: Tensor, noise: Tensor, options: SearchOptions) -> Choice:
+    """Return a token drawn for each row: the one at which the summed probability passes the noise.
+
+    In double precision, where the device has it, so that a noise below 1 never passes the last
+    token with any probability.
+    """
+    noise = noise[beams.images]
+    exact = torch.float32 if noise.device.type == "mps" else torch.float64
+    log_probs = log_probs.view(*noise.shape, -1)
+    probs = torch.softmax(log_probs.to(exact) / options.temperature, dim=-1)
+    if options.top_k or options.top_p < 1.0:
+        probs, tokens = probs.topk(min(options.top_k or probs.shape[-1], probs.shape[-1]))
+        probs = probs / probs.sum(dim=-1, keepdim=True)
+        before = probs.cumsum(dim=-1) - probs
+        probs = probs.masked_fill((before >= options.top_p) & (before > 0.0), 0.0)
+    else:
+        tokens = torch.arange(probs.shape[-1], device=probs.device).expand_as(probs)
+    sums = probs.cumsum(dim=-1)
+    drawn = (sums <= noise[:, :, None] * sums[:, :, -1:]).sum(dim=-1, keepdim=True)
+    drawn = tokens.gather(2, drawn.clamp(max=tokens.shape[-1] - 1))
+    terms = log_probs.gather(2, drawn)[..., 0].masked_fill(beams.finished, 0.0)
+    parents = torch.arange(noise.shape[1], device=noise.device).expand_as(beams.finished)
+    return Choice(parents, drawn[..., 0].masked_fill(beams.finished, EOS), terms)

@@ -1,0 +1,1 @@
+"""The network: encoder, attention, decoders, and the file that holds them all."""

@@ -1,0 +1,193 @@
+"""One safetensors file that is a whole captioner: tensors, config, vocabularies, provenance."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from captioner.config import Config
+from captioner.data.tags import Calibration, TagSet
+from captioner.data.vocabulary import SPECIAL, Vocabulary
+from captioner.files import replacing
+from captioner.model.encoder import Encoder
+from captioner.model.model import CaptionModel
+from captioner.settings import from_dict, to_dict
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "build_model",
+    "default_path",
+    "load_checkpoint",
+    "save_checkpoint",
+    "write_tensors",
+]
+
+_FORMAT = "captioner 1"
+_SCALE = ".scale"
+
+
+def default_path() -> Path:
+    """Return the file of the model inside the package."""
+    return Path(str(files("captioner") / "weights" / "default.safetensors"))
+
+
+class CheckpointError(ValueError):
+    """A file that is no captioner checkpoint; the message names the file and what is wrong."""
+
+
+@dataclass
+class Checkpoint:
+    """A model with all it needs to be used, and where it comes from."""
+
+    model: CaptionModel
+    config: Config
+    vocabulary: Vocabulary
+    tags: TagSet
+    calibration: Calibration = field(default_factory=Calibration)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+def build_model(config: Config, vocabulary: Vocabulary, tags: TagSet) -> CaptionModel:
+    """Return the model of a config, at random weights."""
+    encoder = Encoder(config.encoder.name, config.preprocessing)
+    return CaptionModel(config.model, encoder, len(vocabulary), len(tags.vocabulary))
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: Path, storage: str = "float32") -> None:
+    """Write a checkpoint to a temporary name, then move it into place.
+
+    ``storage`` is "float32", "float16" or "int8": matrices and convolutions as int8 with one
+    float32 scale an output row, the rest in float16.
+    """
+    metadata = {
+        "config": to_dict(checkpoint.config),
+        "vocabulary": checkpoint.vocabulary.words[len(SPECIAL) :],
+        "tags": checkpoint.tags.vocabulary.words[len(SPECIAL) :],
+        "tag_frequencies": checkpoint.tags.frequencies,
+        "calibration": [checkpoint.calibration.slope, checkpoint.calibration.offset],
+        "provenance": checkpoint.provenance,
+    }
+    tensors = _stored(dict(checkpoint.model.named_parameters()), storage)
+    tensors |= _stored(dict(checkpoint.model.named_buffers()), storage)
+    write_tensors(tensors, path, {"format": _FORMAT, "captioner": json.dumps(metadata)})
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file whole or not at all; the same gives the same, byte for byte."""
+    content = save(tensors, metadata)
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    # safetensors writes metadata in an order of chance.
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with replacing(str(path)) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(memoryview(content)[8 + length :])
+
+
+def _stored(tensors: Mapping[str, Tensor], storage: str) -> dict[str, Tensor]:
+    stored: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        if storage == "int8" and tensor.ndim > 1:
+            rows = tensor.flatten(1)
+            scale = rows.abs().amax(dim=1).clamp(min=1e-12) / 127.0
+            stored[name] = (rows / scale[:, None]).round().to(torch.int8).view(tensor.shape)
+            stored[name + _SCALE] = scale
+        elif storage != "float32" and tensor.is_floating_point():
+            stored[name] = tensor.half()
+        else:
+            stored[name] = tensor
+    return stored
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint; ``CheckpointError`` for anything that is not one. Nothing is executed."""
+    metadata, tensors = _read(path)
+    try:
+        checkpoint = _from_metadata(metadata)
+        _assign(checkpoint.model, _restored(tensors))
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = f"it has no {reason}" if isinstance(error, KeyError) else reason
+        raise CheckpointError(f"{path}: not a checkpoint of captioner's: {reason}") from error
+    return checkpoint
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            stored = file.metadata() or {}
+            if stored.get("format") != _FORMAT:
+                raise CheckpointError(f"{path}: not a checkpoint of captioner's")
+            metadata = json.loads(stored["captioner"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except CheckpointError:
+        raise
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: not a safetensors file: {reason}") from error
+    return metadata, tensors
+
+
+def _from_metadata(metadata: dict[str, Any]) -> Checkpoint:
+    config = from_dict(Config, metadata["config"])
+    frequencies = [float(share) for share in metadata["tag_frequencies"]]
+    tags = TagSet(_strings(metadata["tags"]), frequencies)
+    vocabulary = Vocabulary(_strings(metadata["vocabulary"]))
+    slope, offset = map(float, metadata["calibration"])
+    with torch.device("meta"):  # no time is spent on random weights
+        model = build_model(config, vocabulary, tags)
+    provenance = dict(metadata["provenance"])
+    calibration = Calibration(slope, offset)
+    return Checkpoint(model.eval(), config, vocabulary, tags, calibration, provenance)
+
+
+def _strings(values: object) -> list[str]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TypeError("its vocabulary is not a list of words")
+    return values
+
+
+def _restored(stored: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors as they are computed with: int8 times its scales, halves as floats."""
+    tensors = {name: t for name, t in stored.items() if not name.endswith(_SCALE)}
+    for name, tensor in tensors.items():
+        scale = stored.get(name + _SCALE)
+        if scale is not None:
+            if scale.shape != tensor.shape[:1] or tensor.dtype != torch.int8:
+                raise ValueError(f"the scale of {name!r} does not fit it")
+            tensors[name] = tensor.float() * scale.view(-1, *[1] * (tensor.ndim - 1)).float()
+        elif tensor.dtype == torch.float16:
+            tensors[name] = tensor.float()
+        if not tensors[name].isfinite().all():
+            raise ValueError(f"the tensor {name!r} holds numbers that are not finite")
+    return tensors
+
+
+def _assign(model: CaptionModel, tensors: dict[str, Tensor]) -> None:
+    expected = dict(model.named_parameters()) | dict(model.named_buffers())
+    for name in sorted(expected.keys() ^ tensors.keys()):
+        problem = "is missing" if name in expected else "has no place in the model"
+        raise ValueError(f"the tensor {name!r} {problem}")
+    for name, tensor in tensors.items():
+        wanted = expected[name]
+        if (tensor.shape, tensor.dtype) != (wanted.shape, wanted.dtype):
+            found, needed = (f"{tuple(t.shape)} {t.dtype}" for t in (tensor, wanted))
+            raise ValueError(f"the tensor {name!r} is {found}, not {needed}")
+    model.load_state_dict(tensors, strict=False, assign=True)
+    for decoder in (model.caption_decoder, model.tag_decoder):
+        decoder.tie()

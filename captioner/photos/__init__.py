@@ -1,0 +1,1 @@
+"""Photographs: any file as plain RGB, and the processes that read many."""

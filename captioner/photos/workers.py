@@ -1,0 +1,205 @@
+"""Photographs read in processes of their own: a decoder that crashes or hangs costs only itself.
+
+No torch here, nor in the processes, so that they start in a moment.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from queue import LifoQueue
+from threading import Lock
+from typing import NamedTuple
+
+from PIL import Image
+
+from captioner.photos.images import MAX_PIXELS, UnreadableError
+
+__all__ = ["DecodingError", "Found", "Reader", "read_ahead", "serve"]
+
+Reader = Callable[[str], bytes]
+"""Reads a photograph, or raises ``UnreadableError``; it is pickled, so a module must hold it."""
+
+
+class DecodingError(RuntimeError):
+    """There is no process to read photographs with."""
+
+
+class Found(NamedTuple):
+    """A photograph to read, or a path that is known to be none (``error`` says why)."""
+
+    path: str
+    error: str | None = None
+
+
+_CODE = """
+import sys
+from multiprocessing.connection import Connection
+connection = Connection(int(sys.argv[1]))
+sys.path[:] = connection.recv()
+from captioner.photos.workers import serve
+serve(connection)
+"""
+_GOOD, _BAD = b"+", b"-"
+_START_SECONDS = 120.0
+
+
+def read_ahead(
+    read: Reader, photographs: Iterable[Found], workers: int, depth: int, timeout: float
+) -> Generator[tuple[str, bytes | UnreadableError], None, None]:
+    """Yield each path and what ``read`` makes of it, in order; ``depth`` of them are read ahead.
+
+    ``workers`` processes read. One that takes more than ``timeout`` seconds over a photograph is
+    killed; it, or one that crashes, gives an ``UnreadableError`` for that photograph alone.
+    Raises ``DecodingError`` when a process cannot be started at all.
+    """
+    waiting: deque[tuple[str, Future[bytes | UnreadableError]]] = deque()
+
+    def first() -> tuple[str, bytes | UnreadableError]:
+        path, future = waiting.popleft()
+        return path, future.result()
+
+    with ThreadPoolExecutor(workers) as threads, closing(_Workers(read, workers, timeout)) as crew:
+        try:
+            for found in photographs:
+                waiting.append((found.path, threads.submit(crew.read, found)))
+                if len(waiting) >= depth:
+                    yield first()
+            while waiting:
+                yield first()
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+class _Workers:
+    """Processes that are started when they are first needed, and again after they died."""
+
+    def __init__(self, read: Reader, count: int, timeout: float) -> None:
+        self._read, self._timeout = read, timeout
+        self._idle: LifoQueue[_Worker | None] = LifoQueue()
+        self._all: list[_Worker] = []
+        self._lock, self._closed = Lock(), False
+        for _ in range(count):
+            self._idle.put(None)
+
+    def read(self, found: Found) -> bytes | UnreadableError:
+        if found.error is not None:
+            return UnreadableError(found.error)
+        worker = self._idle.get()
+        try:
+            if worker is None or not worker.alive:
+                worker = self._start()
+            return worker.ask(found.path, self._timeout)
+        finally:
+            self._idle.put(worker)
+
+    def _start(self) -> _Worker:
+        worker = _Worker(self._read, self._timeout)
+        with self._lock:
+            self._all = [other for other in self._all if other.alive] + [worker]
+        if self._closed:
+            worker.stop()
+        worker.wait_until_ready()
+        return worker
+
+    def close(self) -> None:
+        self._closed = True
+        with self._lock:
+            for worker in self._all:
+                worker.stop()
+
+
+class _Worker:
+    def __init__(self, read: Reader, timeout: float) -> None:
+        self._connection, theirs = Pipe()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _CODE, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,  # libtiff and others write there as they please
+                pass_fds=[theirs.fileno()],
+                process_group=0,  # Ctrl-C is for the run, which then stops its workers
+                env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+            )
+        self.alive = True
+        with suppress(BrokenPipeError):  # it shows as not ready
+            self._connection.send(sys.path)
+            self._connection.send((read, 2.0 * timeout))
+
+    def wait_until_ready(self) -> None:
+        """Raise ``DecodingError`` if the process does not come up."""
+        if not self._answer(_START_SECONDS):
+            self.stop()
+            raise DecodingError(f"no process to read photographs with: {sys.executable} failed")
+
+    def ask(self, path: str, timeout: float) -> bytes | UnreadableError:
+        """Have a photograph read, or say why it could not be."""
+        with suppress(BrokenPipeError):
+            self._connection.send_bytes(os.fsencode(path))
+        answer = self._answer(timeout)
+        if answer is None:
+            self.stop()
+            return UnreadableError(f"the decoder took more than {timeout:g} seconds")
+        if not answer:
+            return UnreadableError(f"the decoder crashed ({self._end()})")
+        if answer[:1] == _GOOD:
+            return answer[1:]
+        return UnreadableError(answer[1:].decode("utf-8", "surrogateescape"))
+
+    def _answer(self, timeout: float) -> bytes | None:
+        """Return what the process says: nothing if it is gone, ``None`` if it takes too long."""
+        try:
+            return self._connection.recv_bytes() if self._connection.poll(timeout) else None
+        except (EOFError, OSError):
+            return b""
+
+    def _end(self) -> str:
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(1.0)  # the end of the pipe comes a moment before its own
+        self.stop()
+        status = self._process.returncode or 0
+        return signal.Signals(-status).name if status < 0 else f"status {status}"
+
+    def stop(self) -> None:
+        """End the process."""
+        self.alive = False
+        self._process.kill()
+        # One that hangs in the kernel, on a dead network drive, does not even end then.
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(1.0)
+
+
+def serve(connection: Connection) -> None:
+    """Answer requests until the other side is gone: what a process that reads does."""
+    warnings.simplefilter("ignore")
+    # The model's threads wait for each other: one that must share its core holds up all of them.
+    os.nice(10)
+    # Pillow refuses twice this, wherever in a file the size is found.
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
+    read, limit = connection.recv()
+    connection.send_bytes(_GOOD)
+    while True:
+        try:
+            path = os.fsdecode(connection.recv_bytes())
+        except (EOFError, OSError):
+            return
+        # A process that hangs ends also when there is nobody left to kill it.
+        signal.setitimer(signal.ITIMER_REAL, limit)
+        try:
+            answer = _GOOD + read(path)
+        except UnreadableError as error:
+            answer = _BAD + str(error).encode("utf-8", "surrogateescape")
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        with suppress(BrokenPipeError):
+            connection.send_bytes(answer)

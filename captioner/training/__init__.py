@@ -1,0 +1,1 @@
+"""Training: stages, objectives, and what a run keeps to go on from."""

@@ -1,0 +1,110 @@
+"""How weights learn: with which rate, how far in one step, and what is averaged over steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from captioner.config import OptimizerConfig
+from captioner.model.model import CaptionModel
+
+__all__ = [
+    "build_average",
+    "build_optimizer",
+    "clip_gradients",
+    "cosine",
+    "drops",
+    "ramp",
+    "rate_factor",
+    "rise",
+]
+
+
+def build_optimizer(model: CaptionModel, config: OptimizerConfig) -> torch.optim.AdamW:
+    """Return AdamW over two groups of weights, the encoder's and the rest.
+
+    Each group's ``peak`` is its highest learning rate.
+    """
+    encoder = list(model.encoder.parameters())
+    known = {id(parameter) for parameter in encoder}
+    decoders = [parameter for parameter in model.parameters() if id(parameter) not in known]
+    groups = [
+        {"params": decoders, "peak": config.lr},
+        {"params": encoder, "peak": config.encoder_lr},
+    ]
+    return torch.optim.AdamW(
+        groups, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True
+    )
+
+
+def rate_factor(config: OptimizerConfig, step: int, steps: int, scores: Sequence[float]) -> float:
+    """Return the share of the peak learning rate at one of ``steps``.
+
+    ``scores`` are those of the evaluations so far, which a plateau is seen in.
+    """
+    if config.schedule == "cosine":
+        return rise(step, config.warmup_steps) * cosine(step, steps)
+    fallen: float = config.plateau_decay ** drops(scores, config.plateau_patience)
+    return rise(step, config.warmup_steps) * fallen
+
+
+def clip_gradients(model: nn.Module, config: OptimizerConfig) -> float:
+    """Bound the gradients as the config says; return their norm before."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    if config.clip_value:
+        nn.utils.clip_grad_value_(model.parameters(), config.clip_value)
+    else:
+        nn.utils.clip_grads_with_norm_(model.parameters(), config.clip_norm, norm)
+    return norm.item()
+
+
+def build_average(model: CaptionModel, decay: float) -> AveragedModel:
+    """Return a copy of the model whose ``update_parameters`` moves it towards the model.
+
+    After n updates the average keeps min(decay, (1 + n) / (10 + n)) of itself, so that it forgets
+    where training began. Source: Polyak and Juditsky (1992); the rise is TensorFlow's
+    ``ExponentialMovingAverage``.
+    """
+
+    def move(average: Sequence[Tensor], present: Sequence[Tensor], updates: Tensor | int) -> None:
+        kept = min(decay, (1 + int(updates)) / (10 + int(updates)))
+        torch._foreach_lerp_(list(average), list(present), 1.0 - kept)
+
+    return AveragedModel(model, multi_avg_fn=move)
+
+
+def rise(step: int, warmup: int) -> float:
+    """Return the share of the peak learning rate while it rises: linear, 1 from ``warmup`` on."""
+    return min(1.0, (step + 1) / max(warmup, 1))
+
+
+def cosine(step: int, steps: int) -> float:
+    """Return 1 at the first of ``steps``, falling as a cosine to 0 at the end.
+
+    Source: Loshchilov and Hutter, "SGDR" (2017), equation 5, with one period.
+    """
+    return 0.5 * (1.0 + math.cos(math.pi * min(step / max(steps, 1), 1.0)))
+
+
+def drops(scores: Sequence[float], patience: int) -> int:
+    """Return how often ``patience`` scores in a row were no better than the best before them."""
+    best, waited, count = -math.inf, 0, 0
+    for score in scores:
+        waited = 0 if score > best else waited + 1
+        best = max(best, score)
+        if waited == patience:
+            waited, count = 0, count + 1
+    return count
+
+
+def ramp(step: int, steps: int, highest: float) -> float:
+    """Return a value that rises from 0 to ``highest`` as a line over ``steps``.
+
+    Source: the linear decay of Bengio et al., "Scheduled Sampling" (2015), section 2.4.
+    """
+    return highest * min(step / max(steps, 1), 1.0)

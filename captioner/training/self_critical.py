@@ -1,0 +1,181 @@
+"""Self-critical sequence training: captions are drawn, rewarded, and made likelier or less so.
+
+Sources: Rennie et al., "Self-critical sequence training for image captioning" (2017), equation 8;
+the baseline is that of Luo, "A better variant of self-critical sequence training" (2020).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+
+import torch
+from torch import Tensor, nn
+
+from captioner.config import SelfCriticalConfig
+from captioner.data.dataset import Batch
+from captioner.data.example import Example
+from captioner.data.tokenizer import detokenize
+from captioner.data.vocabulary import BOS, EOS, PAD, UNSAID, Vocabulary
+from captioner.generation.options import SearchOptions
+from captioner.generation.rules import Forbid
+from captioner.generation.search import draw_noise, search
+from captioner.metrics import References, ptb_tokenize
+from captioner.model.decoder import Decoder, DecoderState
+from captioner.model.device import autocast
+from captioner.model.model import CaptionModel
+from captioner.training.losses import no_loss
+
+__all__ = [
+    "Reward",
+    "SelfCritical",
+    "advantages",
+    "draw",
+    "policy_gradient_loss",
+    "policy_log_probs",
+]
+
+_END = "</s>"  # no token of a caption
+
+
+class Reward:
+    """CIDEr-D of captions, and a share of BLEU-4, with the end of the sentence as a last word.
+
+    Without the end among the words, captions learn to break off ("a man in a"). Document
+    frequencies are those of the training captions.
+    """
+
+    def __init__(
+        self, examples: Sequence[Example], vocabulary: Vocabulary, bleu_weight: float
+    ) -> None:
+        """Count the captions of the training examples."""
+        words = iter(ptb_tokenize([caption for e in examples for caption in e.captions]))
+        self._references = References(
+            [[[*next(words), _END] for _ in e.captions] for e in examples]
+        )
+        self._vocabulary, self._bleu_weight = vocabulary, bleu_weight
+
+    def __call__(self, captions: Sequence[Sequence[int]], images: Sequence[int]) -> Tensor:
+        """Return the reward of each caption (ids without BOS and EOS) of an image of the data."""
+        texts = [detokenize(self._vocabulary.decode(tokens)) for tokens in captions]
+        words = [[*found, _END] for found in ptb_tokenize(texts)]
+        rewards = torch.from_numpy(self._references.cider_d(words, images))
+        if self._bleu_weight:
+            bleu = torch.from_numpy(self._references.bleu(words, images)[:, 3])
+            rewards = (1.0 - self._bleu_weight) * rewards + self._bleu_weight * bleu
+        return rewards.float()
+
+
+def advantages(rewards: Tensor) -> Tensor:
+    """Return each reward ``(B, S)`` less the mean of its image's other samples."""
+    samples = rewards.shape[1]
+    return (rewards - rewards.mean(dim=1, keepdim=True)) * samples / (samples - 1)
+
+
+@torch.no_grad()
+def draw(
+    decoder: Decoder,
+    grid: Tensor,
+    samples: int,
+    temperature: float,
+    max_words: int,
+    seeds: Sequence[int],
+) -> list[list[int]]:
+    """Draw S captions an image of the grid ``(B, N, D)``: lists of ids, R = B·S in all.
+
+    The logits are divided by ``temperature``, which is part of the policy. What is drawn for an
+    image depends on its seed, one of ``seeds`` ``(B,)``, and not on what else is in the batch.
+    """
+
+    def step(tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        logits, _, state = decoder.step(tokens, state)
+        return torch.log_softmax(logits.float(), dim=-1), state
+
+    options = SearchOptions(
+        sample=True, num_captions=samples, temperature=temperature, max_words=max_words
+    )
+    first = torch.full((len(grid),), BOS, device=grid.device)
+    each = [draw_noise(1, options, torch.Generator().manual_seed(seed)) for seed in seeds]
+    noise = torch.cat(each)
+    rules = [Forbid(UNSAID)]
+    found = search(step, first, decoder.start(grid), options, rules, noise=noise)
+    return [list(hypothesis.tokens) for image in found for hypothesis in image]
+
+
+def policy_log_probs(
+    decoder: Decoder,
+    grid: Tensor,
+    captions: Sequence[Sequence[int]],
+    temperature: float,
+    max_words: int,
+) -> Tensor:
+    """Return the log-probability of drawing each caption: ``(R,)``.
+
+    A caption of ``max_words`` ends because it must, which is no choice and has no gradient.
+    """
+    length = max(map(len, captions)) + 1
+    tokens = torch.full((len(captions), length + 1), PAD)
+    for row, ids in zip(tokens, captions, strict=True):
+        chosen = [BOS, *ids] if len(ids) == max_words else [BOS, *ids, EOS]
+        row[: len(chosen)] = torch.tensor(chosen)
+    tokens = tokens.to(grid.device)
+    keep = tokens[:, 1:] != PAD
+    logits, _ = decoder(grid, tokens[:, :-1], keep)
+    allowed = torch.zeros(logits.shape[-1], device=logits.device)
+    allowed[list(UNSAID)] = -torch.inf
+    log_probs = torch.log_softmax((logits.float() + allowed) / temperature, dim=-1)
+    terms = log_probs.gather(1, tokens[:, 1:][keep][:, None])[:, 0]
+    rows = keep.nonzero()[:, 0]
+    return terms.new_zeros(len(tokens)).index_add(0, rows, terms)
+
+
+def policy_gradient_loss(log_probs: Tensor, rewards: Tensor) -> Tensor:
+    """Return what has the policy gradient of the summed expected reward: both ``(B, S)``."""
+    return -(advantages(rewards) * log_probs).sum()
+
+
+class SelfCritical(nn.Module):
+    """The loss of a batch of features: captions are drawn and rewarded; the decoder alone learns.
+
+    The loss and the reward are means over all captions drawn in a step, of which a batch may be
+    only a part. ``seed`` is the present step's: with a photograph's place in the data it says what
+    is drawn, whoever has the photograph.
+    """
+
+    def __init__(
+        self,
+        model: CaptionModel,
+        reward: Reward,
+        settings: SelfCriticalConfig,
+        precision: torch.dtype,
+    ) -> None:
+        """Take the model whose caption decoder learns, and the number type of its forward pass."""
+        super().__init__()
+        self.decoder, self._project = model.caption_decoder, model.project
+        self._reward, self._settings, self._precision = reward, settings, precision
+        self.seed = 0
+
+    def counts(self, batch: Batch) -> Tensor:
+        """Return how many captions are drawn for a batch: ``(1,)``."""
+        return torch.tensor([float(len(batch.images) * self._settings.samples)])
+
+    def forward(self, batch: Batch, totals: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a batch's part of the step's loss, and of its mean reward.
+
+        ``totals`` is the sum of ``counts`` over the parts of the step.
+        """
+        if not len(batch.images):
+            return no_loss(self.parameters()), totals.new_zeros(())
+        samples, temperature = self._settings.samples, self._settings.temperature
+        limit, device = SearchOptions.max_words, totals.device
+        seeds = [Random(f"{self.seed}/{place}").getrandbits(62) for place in batch.places]
+        with autocast(device, self._precision), torch.no_grad():
+            grid = self._project(batch.images.to(device).float())
+            captions = draw(self.decoder, grid, samples, temperature, limit, seeds)
+        # Not in the same autocast: it keeps the weights as it cast them, here without gradient.
+        with autocast(device, self._precision):
+            log_probs = policy_log_probs(self.decoder, grid, captions, temperature, limit)
+        images = [place for place in batch.places for _ in range(samples)]
+        rewards = self._reward(captions, images).to(device)
+        loss = policy_gradient_loss(log_probs.view(-1, samples), rewards.view(-1, samples))
+        return loss / totals[0], rewards.sum() / totals[0]

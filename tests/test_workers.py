@@ -1,0 +1,112 @@
+"""Photographs are read in processes that may crash, hang or never start."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from captioner.photos.images import UnreadableError
+from captioner.photos.workers import DecodingError, Found, read_ahead
+
+
+def read(path: str) -> bytes:
+    """Read what a name says, or end as it says."""
+    if "crash" in path:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if "exit" in path:
+        os._exit(3)
+    if "hang" in path:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])
+        time.sleep(1000)
+    if "bad" in path:
+        raise UnreadableError(f"cannot read {path}")
+    return f"{os.getpid()} {path}".encode("utf-8", "surrogateescape")
+
+
+def results(paths: Iterable[str], workers: int = 2, timeout: float = 20.0) -> list[str]:
+    found = read_ahead(read, map(Found, paths), workers, 8, timeout)
+    return [
+        str(r) if isinstance(r, UnreadableError) else os.fsdecode(r).split(maxsplit=1)[1]
+        for _, r in found
+    ]
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_results_come_in_order() -> None:
+    paths = [f"{i}\n\udce9.jpg" for i in range(100)]
+    assert results(paths) == paths
+
+
+def test_what_crashes_or_hangs_costs_itself() -> None:
+    paths = [f"{i}{word}" for i in range(6) for word in ("", "crash", "bad", "exit", "hang")]
+    started = time.monotonic()
+    found = dict(zip(paths, results(paths, workers=3, timeout=0.5), strict=True))
+    assert time.monotonic() - started < 20.0
+    for path, result in found.items():
+        word = path[1:]
+        assert (
+            result
+            == {
+                "": path,
+                "crash": "the decoder crashed (SIGSEGV)",
+                "bad": f"cannot read {path}",
+                "exit": "the decoder crashed (status 3)",
+                "hang": "the decoder took more than 0.5 seconds",
+            }[word]
+        )
+
+
+def test_what_is_known_is_not_read() -> None:
+    ((path, result),) = read_ahead(read, [Found("crash", "not there")], 1, 1, 1.0)
+    assert (path, str(result)) == ("crash", "not there")
+
+
+def test_no_process_is_left_behind() -> None:
+    reading = read_ahead(read, map(Found, ["a", "b", "hang", "hang", "c"]), 2, 5, 500.0)
+    pids = {int(r.split()[0]) for _, r in islice(reading, 2) if isinstance(r, bytes)}
+    started = time.monotonic()
+    reading.close()
+    assert time.monotonic() - started < 5.0
+    assert pids
+    assert not any(alive(pid) for pid in pids)
+
+
+def test_a_process_that_hangs_ends_without_its_parent(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; sys.path[:0] = sys.argv[1:]; from test_workers import *\n"
+        "reading = read_ahead(read, [Found('a'), Found('hang')], 1, 1, 1.0)\n"
+        "print(next(reading)[1].split()[0].decode(), flush=True); next(reading)"
+    )
+    tests = Path(__file__).parent
+    command = [sys.executable, "-c", code, str(tests), str(tests.parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        time.sleep(0.3)
+        process.kill()
+    ended = time.monotonic() + 10.0
+    while alive(pid) and time.monotonic() < ended:
+        time.sleep(0.05)
+    assert not alive(pid)
+
+
+def test_no_process_at_all_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with pytest.raises(DecodingError, match="/bin/false failed"):
+        results(["a"])
