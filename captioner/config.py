@@ -98,11 +98,11 @@ class DataConfig(Ranged):
 
 @dataclass(frozen=True)
 class EncoderConfig(Ranged):
-    """The backbone: a torchvision name, and its weights.
+    """The backbone: a torchvision name or "efficientnet_lite0" to 2, and its weights.
 
     ``weights`` is "imagenet" (torchvision's download), "default" (the encoder of the embedded
-    model), "random", or a file of torchvision's state dict. The first ``frozen_blocks`` modules of
-    the backbone do not learn end to end either.
+    model), "random", or a file of the backbone's published state dict. The first
+    ``frozen_blocks`` modules of the backbone do not learn end to end either.
     """
 
     name: str = "mobilenet_v2"

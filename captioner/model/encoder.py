@@ -1,4 +1,4 @@
-"""The image encoder: a torchvision backbone up to its last spatial grid."""
+"""The image encoder: a backbone up to its last spatial grid."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from captioner.config import EncoderConfig, Preprocessing
+from captioner.model.efficientnet_lite import (
+    EFFICIENTNET_LITE,
+    build_efficientnet_lite,
+    rename_published_state,
+)
 from captioner.settings import ConfigError
 
 __all__ = ["Encoder", "load_backbone_weights"]
@@ -22,8 +27,11 @@ _HEADS = frozenset({"avgpool", "flatten", "classifier", "fc", "head", "heads"})
 def _build_backbone(name: str) -> nn.Sequential:
     from torchvision import models
 
+    if name in EFFICIENTNET_LITE:
+        return build_efficientnet_lite(name)
     if name not in models.list_models(module=models):
-        raise ConfigError(f"torchvision has no classification model {name!r}")
+        lite = ", ".join(EFFICIENTNET_LITE)
+        raise ConfigError(f"torchvision has no classification model {name!r}, nor is it {lite}")
     # These two would otherwise carry auxiliary classifiers between the grid and the pooling.
     auxiliary = name in {"googlenet", "inception_v3"}
     whole = models.get_model(name, **({"aux_logits": False} if auxiliary else {}))
@@ -40,8 +48,9 @@ def _build_backbone(name: str) -> nn.Sequential:
 class Encoder(nn.Module):
     """Pixels to a grid: ``(B, 3, h, w)`` uint8 to ``(B, N, width)``.
 
-    Any torchvision classification model that is a chain of modules up to its pooling. BatchNorm
-    statistics never change; in frozen blocks nothing does, also after ``.train()``.
+    The backbone is an EfficientNet-Lite, or any torchvision classification model that is a chain
+    of modules up to its pooling. BatchNorm statistics never change; in frozen blocks nothing does,
+    also after ``.train()``.
     """
 
     def __init__(self, name: str, preprocessing: Preprocessing) -> None:
@@ -110,12 +119,7 @@ def load_backbone_weights(encoder: Encoder, config: EncoderConfig) -> None:
     """
     if config.weights == "random":
         return
-    if config.weights == "imagenet":
-        from torchvision import models
-
-        state: Mapping[str, Any] = models.get_model_weights(config.name).DEFAULT.get_state_dict()
-    else:
-        state = _read_state(Path(config.weights))
+    state = _imagenet(config) if config.weights == "imagenet" else _from_file(encoder, config)
     needed = encoder.backbone.state_dict()
     missing = sorted(needed.keys() - state.keys())
     if missing:
@@ -125,6 +129,28 @@ def load_backbone_weights(encoder: Encoder, config: EncoderConfig) -> None:
             shapes = f"{tuple(state[key].shape)}, not {tuple(tensor.shape)}"
             raise ConfigError(f"{config.weights}: {key!r} of {config.name} has shape {shapes}")
     encoder.backbone.load_state_dict({key: state[key] for key in needed})
+
+
+def _imagenet(config: EncoderConfig) -> Mapping[str, Any]:
+    from torchvision import models
+
+    if config.name in EFFICIENTNET_LITE:
+        raise ConfigError(
+            f"encoder.weights is 'imagenet', but torchvision has none of {config.name}; name a file"
+        )
+    state: Mapping[str, Any] = models.get_model_weights(config.name).DEFAULT.get_state_dict()
+    return state
+
+
+def _from_file(encoder: Encoder, config: EncoderConfig) -> Mapping[str, Any]:
+    state = _read_state(Path(config.weights))
+    if config.name not in EFFICIENTNET_LITE:
+        return state
+    try:
+        return rename_published_state(state, encoder.backbone)
+    except ValueError as error:
+        reason = f"no weights of {config.name}: {error}"
+        raise ConfigError(f"{config.weights}: {reason}") from error
 
 
 def _read_state(path: Path) -> Mapping[str, Any]:
@@ -141,4 +167,4 @@ def _read_state(path: Path) -> Mapping[str, Any]:
         raise ConfigError(f"{path}: refused as encoder weights: {error}") from error
     if not isinstance(state, Mapping):
         raise ConfigError(f"{path}: holds no state dict, but a {type(state).__name__}")
-    return state
+    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
