@@ -171,8 +171,9 @@ def _restored(stored: dict[str, Tensor]) -> dict[str, Tensor]:
             if scale.shape != tensor.shape[:1] or tensor.dtype != torch.int8:
                 raise ValueError(f"the scale of {name!r} does not fit it")
             tensors[name] = tensor.float() * scale.view(-1, *[1] * (tensor.ndim - 1)).float()
-        elif tensor.dtype == torch.float16:
-            tensors[name] = tensor.float()
+        elif tensor.dtype in (torch.float16, torch.float32):
+            # A product is rounded by where its weights begin in memory, and a file aligns nothing.
+            tensors[name] = tensor.to(torch.float32, copy=True)
         if not tensors[name].isfinite().all():
             raise ValueError(f"the tensor {name!r} holds numbers that are not finite")
     return tensors
