@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from captioner.folder.journal import Journal
     from captioner.folder.outputs import Output, Sidecars
-    from captioner.folder.run import Found
     from captioner.inference import Captioner
+    from captioner.photos.workers import Found
 
 __all__ = ["main"]
 

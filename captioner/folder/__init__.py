@@ -1,5 +1,7 @@
 """Runs over many photographs: finding them, describing them, and going on where a run ended."""
 
-from captioner.folder.run import Found, describe_folder, find_photographs
+from captioner.folder.describe import describe_folder
+from captioner.folder.find import find_photographs
+from captioner.photos.workers import Found
 
 __all__ = ["Found", "describe_folder", "find_photographs"]

@@ -26,9 +26,10 @@ from captioner.config import (
 from captioner.data.tags import TagSet
 from captioner.data.vocabulary import Vocabulary
 from captioner.folder import describe_folder
+from captioner.folder.describe import read_photograph
 from captioner.folder.journal import Journal
 from captioner.folder.outputs import output_file
-from captioner.folder.run import _read, keep, plan
+from captioner.folder.run import keep, plan
 from captioner.inference import Captioner
 from captioner.model.checkpoint import Checkpoint, build_model, save_checkpoint
 from captioner.photos.workers import Found, read_ahead
@@ -70,7 +71,7 @@ class Parts:
         self.grids = [self.captioner.encode(some) for some in self.pixels]
 
     def _read(self, found: Sequence[Found]) -> list[bytes]:
-        reader, depth = partial(_read, self.preprocessing), 3 * self.batch
+        reader, depth = partial(read_photograph, self.preprocessing), 3 * self.batch
         reading = read_ahead(reader, found, self.workers, depth, 60.0)
         return [read for _, read in reading if isinstance(read, bytes)]
 
