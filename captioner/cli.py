@@ -346,9 +346,14 @@ def _find(args: argparse.Namespace) -> list[Found]:
 
 
 def _listed(separator: str) -> list[str]:
+    from captioner.files import listed_paths
+
     if sys.stdin is None:
         raise _UsageError("- needs a list of paths on standard input")
-    return [p for p in os.fsdecode(sys.stdin.buffer.read()).split(separator) if p]
+    try:
+        return listed_paths(sys.stdin.buffer.read(), separator)
+    except ValueError as error:
+        raise _UsageError(f"the list of paths on standard input: {error}") from None
 
 
 def _has_files(args: argparse.Namespace) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import json
 import os
@@ -16,6 +17,9 @@ __all__ = [
     "append",
     "as_json",
     "check_replaceable",
+    "decoded",
+    "from_json",
+    "listed_paths",
     "locked",
     "printable",
     "replacing",
@@ -31,6 +35,45 @@ def as_json(value: object) -> bytes:
         return json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:  # a name that is not UTF-8 survives as an escaped surrogate
         return json.dumps(value).encode()
+
+
+def from_json(content: str | bytes) -> Any:
+    """Return the value of a JSON text.
+
+    Raises ``ValueError`` for every text without one, also where brackets are nested so deeply that
+    Python's parser would end with a ``RecursionError``.
+    """
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("its brackets are nested too deeply") from None
+
+
+def decoded(content: bytes, errors: str = "strict") -> str:
+    """Return the text of a file: UTF-8, or UTF-16 where it begins with that byte order mark.
+
+    ``errors`` is as in ``bytes.decode``. Raises ``ValueError`` for bytes that are neither.
+    """
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16")
+    if b"\0" in content:
+        raise ValueError("NUL bytes in it: UTF-16 without a byte order mark? Save it as UTF-8")
+    return content.removeprefix(codecs.BOM_UTF8).decode("utf-8", errors)
+
+
+def listed_paths(content: bytes, separator: str) -> list[str]:
+    """Return the paths of a list, each ended by the separator, a newline or NUL.
+
+    A list of lines may come from Windows: a byte order mark, UTF-16, and a carriage return before
+    every newline are no part of its paths. Raises ``ValueError`` as :func:`decoded`.
+    """
+    if separator == "\0":
+        return [path for path in os.fsdecode(content).split(separator) if path]
+    *lines, last = decoded(content, "surrogateescape").split("\n")
+    # A name may end with a carriage return, but not every name of a list does.
+    if lines and all(line.endswith("\r") for line in lines):
+        lines, last = [line[:-1] for line in lines], last.removesuffix("\r")
+    return [path for path in (*lines, last) if path]
 
 
 def append(file: FileIO, content: bytes) -> int:

@@ -5,6 +5,7 @@ Nothing here imports more than the standard library, so that ``--help`` is quick
 
 from __future__ import annotations
 
+import reprlib
 import tomllib
 import typing
 from collections.abc import Mapping, Sequence
@@ -13,13 +14,42 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-__all__ = ["ConfigError", "Ranged", "choice", "from_dict", "load_config", "ranged", "to_dict"]
+__all__ = [
+    "ConfigError",
+    "Ranged",
+    "choice",
+    "from_dict",
+    "load_config",
+    "ranged",
+    "shown",
+    "to_dict",
+]
 
 T = TypeVar("T")
 
 
 class ConfigError(ValueError):
     """An unknown key, a wrong type or a value out of range; the message names the key."""
+
+
+class _Short(reprlib.Repr):
+    """The short forms of :func:`shown`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 100
+
+    def repr_int(self, x: int, level: int) -> str:
+        # Python refuses to write out an integer of more than 4,300 digits.
+        return repr(x) if x.bit_length() <= 64 else f"a number of {x.bit_length():,} bits"
+
+
+_SHORT = _Short()
+
+
+def shown(value: object) -> str:
+    """Return a wrong value as a message shows it: short, however long, deep or large it is."""
+    return _SHORT.repr(value)
 
 
 def ranged(default: Any, low: float, high: float, help: str = "") -> Any:
@@ -45,9 +75,11 @@ class Ranged:
             number = Integral if isinstance(option.default, int) else Real
             if not isinstance(value, number):
                 kind = "whole numbers" if number is Integral else "numbers"
-                raise ConfigError(f"{option.name} is {value!r}; it takes {kind}, {low} to {high}")
+                raise ConfigError(
+                    f"{option.name} is {shown(value)}; it takes {kind}, {low} to {high}"
+                )
             if not low <= value <= high:
-                raise ConfigError(f"{option.name} is {value}; it takes {low} to {high}")
+                raise ConfigError(f"{option.name} is {shown(value)}; it takes {low} to {high}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -58,7 +90,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     """Build a config dataclass; ``ConfigError`` names an unknown key or a wrong type."""
     if not isinstance(values, Mapping):
-        raise ConfigError(f"expected a table of keys, not {values!r}")
+        raise ConfigError(f"expected a table of keys, not {shown(values)}")
     hints = typing.get_type_hints(cls)
     known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
     for key in values:
@@ -77,8 +109,8 @@ class _Text(str):
     def parsed(self, hint: Any) -> Any:
         """Return it as TOML, or as it is where a string is wanted or it is no TOML."""
         try:
-            value = tomllib.loads(f"x = {self}")["x"]
-        except tomllib.TOMLDecodeError:
+            value = _from_toml(f"x = {self}")["x"]
+        except ValueError:
             return str(self)
         return str(self) if hint is str and not isinstance(value, str) else value
 
@@ -88,19 +120,22 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         value = value.parsed(hint)
     if is_dataclass(hint):
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{where!r} is a table of keys, not {value!r}")
+            raise ConfigError(f"{where!r} is a table of keys, not {shown(value)}")
         return from_dict(hint, value, f"{where}.")  # type: ignore[arg-type]
     if typing.get_origin(hint) is Literal:
         if value not in typing.get_args(hint):
             allowed = ", ".join(map(repr, typing.get_args(hint)))
-            raise ConfigError(f"{where!r} is {value!r}; it takes {allowed}")
+            raise ConfigError(f"{where!r} is {shown(value)}; it takes {allowed}")
         return value
     if typing.get_origin(hint) is tuple:
         return _convert_list(typing.get_args(hint), value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError(f"{where!r} is {shown(value)}; no float is so large") from None
     if type(value) is not hint:
-        raise ConfigError(f"{where!r} is {value!r}; it takes a value of type {hint.__name__}")
+        raise ConfigError(f"{where!r} is {shown(value)}; it takes a value of type {hint.__name__}")
     return value
 
 
@@ -108,14 +143,22 @@ def _convert_list(inner: Sequence[Any], value: Any, where: str) -> tuple[Any, ..
     is_list = isinstance(value, Sequence) and not isinstance(value, str)
     if inner[-1] is Ellipsis:
         if not is_list:
-            raise ConfigError(f"{where!r} is {value!r}; it takes a list")
+            raise ConfigError(f"{where!r} is {shown(value)}; it takes a list")
         inner = [inner[0]] * len(value)
     elif not is_list or len(value) != len(inner):
-        raise ConfigError(f"{where!r} is {value!r}; it takes {len(inner)} values")
+        raise ConfigError(f"{where!r} is {shown(value)}; it takes {len(inner)} values")
     return tuple(
         _convert(hint, item, f"{where}.{index}")
         for index, (hint, item) in enumerate(zip(inner, value, strict=True))
     )
+
+
+def _from_toml(text: str) -> dict[str, Any]:
+    """Return the table of a TOML text; raises ``ValueError``, also for deep nesting."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("its brackets are nested too deeply") from None
 
 
 def load_config(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
@@ -126,7 +169,7 @@ def load_config(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     ``ConfigError`` for a file that is not TOML, an unknown key or a wrong type.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = _from_toml(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as TOML: {error}") from error
     for override in overrides:

@@ -196,6 +196,12 @@ def test_paths_on_stdin(
     monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(listed.encode() + b"\n")))
     assert main(["caption", "-", *model]) == 0
     assert [Path(r["image"]).name for r in records(capsysbinary)[0]] == ["b.jpg", "a.PNG"]
+    windows = listed.replace("\n", "\r\n") + "\r\n"
+    monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(windows.encode("utf-16"))))
+    assert main(["caption", "-", *model]) == 0
+    assert [Path(r["image"]).name for r in records(capsysbinary)[0]] == ["b.jpg", "a.PNG"]
+    monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(windows.encode("utf-16-le"))))
+    assert "UTF-16 without a byte order mark" in usage_error(["caption", "-"], capsysbinary)
 
 
 def test_output_files(model: list[str], tmp_path: Path, capsysbinary: Capture) -> None:

@@ -54,6 +54,10 @@ def test_overrides(tmp_path: Path) -> None:
         ("[preprocessing]\nmean = [1.0]", "it takes 3 values"),
         ("model = 3", "'model' is a table of keys, not 3"),
         ("[model", "cannot be read as TOML"),
+        ("x = " + "[" * 200_000, "cannot be read as TOML: its brackets are nested too deeply"),
+        ("training.epochs" + ".a" * 5_000 + " = 1", r"'training\.epochs' is {'a': {'a': .*\.\.\."),
+        ("training.epochs = 0x" + "f" * 9_000, r"epochs is a number of 36,000 bits; it takes 0 to"),
+        ("optimizer.lr = 1" + "0" * 400, r"'optimizer\.lr' is a number of .* bits; no float is so"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
@@ -61,6 +65,19 @@ def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         load_config(Config, path)
+
+
+def test_an_override_that_is_nested_too_deeply_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text("")
+    with pytest.raises(ConfigError, match=r"'training\.epochs' is '\[\["):
+        load_config(Config, path, ["training.epochs=" + "[" * 200_000])
+
+
+def test_a_config_saved_on_windows_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_bytes(b"\xef\xbb\xbf[optimizer]\r\nlr = 0.5\r\n")
+    assert load_config(Config, path).optimizer.lr == 0.5
 
 
 def test_sources(tmp_path: Path) -> None:

@@ -94,7 +94,10 @@ def test_what_cannot_be_read_has_a_reason_instead(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("later")
-@pytest.mark.parametrize("damage", [b"", b'{"a": "1 2', b"[3]", b"null", b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b'{"a": "1 2', b"[3]", b"null", b"\xff\xfe", b"[" * 200_000, b'{"a": [[]], "b": 1}'],
+)
 def test_a_damaged_file_counts_as_empty(tmp_path: Path, damage: bytes) -> None:
     files, kept = draw_files(tmp_path), tmp_path / "digests.json"
     kept.write_bytes(damage)

@@ -114,6 +114,15 @@ def test_begun_anew_it_holds_nothing_of_before(tmp_path: Path) -> None:
     assert read_log(tmp_path / "nowhere") == []
 
 
+def test_lines_that_are_no_records_are_left_out(tmp_path: Path) -> None:
+    good = b'{"step": 1, "stage": "frozen"}\n'
+    damaged = (b"[" * 200_000, b"[1]", b'{"step": "2"}', b'{"step": null}', b"\xff")
+    (tmp_path / "log.jsonl").write_bytes(b"\n".join(damaged) + b"\n" + good)
+    assert read_log(tmp_path) == [{"step": 1, "stage": "frozen"}]
+    with RunLog(tmp_path, 1, False):
+        assert (tmp_path / "log.jsonl").read_bytes() == good
+
+
 def test_what_is_no_number_is_null(tmp_path: Path) -> None:
     with RunLog(tmp_path, None, False) as log:
         log.step(10, "frozen", {"loss": float("nan"), "gradient_norm": torch.tensor(torch.inf)})

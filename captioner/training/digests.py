@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import stat
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from time import time_ns
 
 from tqdm import tqdm
 
-from captioner.files import as_json, locked, replacing
+from captioner.files import as_json, from_json, locked, replacing
 
 __all__ = ["Digests"]
 
@@ -77,7 +76,8 @@ def _stamp(status: os.stat_result) -> str:
 
 def _read(path: Path) -> dict[str, str]:
     try:
-        kept = json.loads(path.read_bytes())
+        kept = from_json(path.read_bytes())
     except (FileNotFoundError, ValueError):
         return {}
-    return kept if isinstance(kept, dict) else {}
+    entries = kept.items() if isinstance(kept, dict) else ()
+    return {path: stamp for path, stamp in entries if isinstance(stamp, str)}

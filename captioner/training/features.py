@@ -7,7 +7,6 @@ One folder for each encoder, in it one for each list of photographs, with ``rows
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import zlib
@@ -27,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captioner.data.dataset import Features, pixel_batches
-from captioner.files import append, as_json, locked, replacing
+from captioner.files import append, as_json, from_json, locked, replacing
 from captioner.model.encoder import Encoder
 from captioner.photos.images import image_endings
 from captioner.training.digests import Digests
@@ -276,7 +275,7 @@ def _read_log(path: Path) -> _Log | None:
     lines = path.read_bytes().splitlines() if path.exists() else []
     with suppress(ValueError, KeyError, TypeError, AttributeError):
         for line in lines:
-            entry = json.loads(line)
+            entry = from_json(line)
             if log is None:
                 photographs, cells, width = map(int, entry["shape"])
                 log = _Log((photographs, cells, width), [])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from captioner.files import Record, append, as_json, printable, replacing
+from captioner.files import Record, append, as_json, from_json, printable, replacing
 from captioner.photos.images import UnreadableError, open_rgb
 from captioner.settings import ConfigError
 
@@ -42,8 +41,9 @@ def _lines(path: Path) -> list[tuple[bytes, Record]]:
     found = []
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
         with suppress(ValueError):
-            record = json.loads(line)
-            if line.endswith(b"\n") and isinstance(record, dict) and "step" in record:
+            record = from_json(line)
+            whole = line.endswith(b"\n") and isinstance(record, dict)
+            if whole and isinstance(record.get("step"), int):
                 found.append((line, record))
     return found
 
