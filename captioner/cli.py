@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from captioner.folder.journal import Journal
-    from captioner.folder.outputs import Output, Sidecars
+    from captioner.folder.outputs import Output
+    from captioner.folder.sidecars import Sidecars
     from captioner.inference import Captioner
     from captioner.photos.workers import Found
 
@@ -428,7 +429,7 @@ def _check_image_ids(photographs: Sequence[Found]) -> None:
 
 
 def _check_sidecars(photographs: Sequence[Found], kind: str) -> None:
-    from captioner.folder.outputs import sidecar_path
+    from captioner.folder.sidecars import sidecar_path
 
     _check_different(photographs, lambda path: sidecar_path(path, kind), "sidecar")
 
@@ -495,7 +496,7 @@ def _output(args: argparse.Namespace) -> Output:
 
 
 def _sidecars(args: argparse.Namespace) -> Sidecars | None:
-    from captioner.folder.outputs import Sidecars
+    from captioner.folder.sidecars import Sidecars
 
     return Sidecars(args.sidecar, args.overwrite) if args.sidecar else None
 

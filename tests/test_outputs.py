@@ -20,7 +20,8 @@ import pytest
 
 from captioner.cli import main
 from captioner.files import printable
-from captioner.folder.outputs import Sidecars, csv_line, json_line, sidecar_path
+from captioner.folder.outputs import csv_line, json_line
+from captioner.folder.sidecars import Sidecars, sidecar_path
 from captioner.model.checkpoint import Checkpoint, save_checkpoint
 from conftest import draw_picture
 

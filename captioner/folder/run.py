@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from captioner.files import Record
 from captioner.folder.journal import Journal
-from captioner.folder.outputs import Output, Sidecars
+from captioner.folder.outputs import Output
+from captioner.folder.sidecars import Sidecars
 from captioner.photos.workers import Found
 
 __all__ = ["Part", "catch_up", "keep", "plan"]
