@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import Field, asdict, fields
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import Field, fields
+from functools import partial
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from captioner.generation.options import SearchOptions, meaning
@@ -19,11 +19,9 @@ from captioner.version import __version__
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from captioner.folder.journal import Journal
+    from captioner.folder import RunResult
     from captioner.folder.outputs import Output
-    from captioner.folder.sidecars import Sidecars
     from captioner.inference import Captioner
-    from captioner.photos.workers import Found
 
 __all__ = ["main"]
 
@@ -36,6 +34,10 @@ class _UsageError(Exception):
     """What makes the command end with status 2 before any work."""
 
 
+class _StoppedError(Exception):
+    """What makes the command end with status 1 in the middle of its work."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     args = _parser().parse_args(argv)
@@ -44,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (_UsageError, ConfigError) as error:
         print(f"captioner: {error}", file=sys.stderr)
         return 2
+    except _StoppedError as error:
+        print(f"captioner: {error}", file=sys.stderr)
+        return 1
     except OSError as error:
         with suppress(OSError):  # Python would complain again when it flushes stdout at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -56,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _how_to_continue(args: argparse.Namespace) -> str:
-    if not (_journal_path(args) or getattr(args, "sidecar", None)):
+    files = (getattr(args, name, None) for name in ("output", "sidecar", "report"))
+    if not any(file not in {None, "-"} for file in files):
         return "with --output FILE a run can be continued"
     without = " without --overwrite" if args.overwrite else ""
     return f"the same command{without} continues where it was"
@@ -212,116 +218,80 @@ def _search_argument(option: Field[Any], choices: tuple[Any, ...]) -> dict[str, 
 
 def _caption(args: argparse.Namespace) -> int:
     options = SearchOptions(**{f.name: getattr(args, f.name) for f in fields(SearchOptions)})
-    return _run(args, options=options, captions=True, tags=args.tags)
+    return _run(args, options, args.tags)
 
 
 def _tag(args: argparse.Namespace) -> int:
     if args.output and args.output.lower().endswith(".json"):
         raise _UsageError(f"{args.output}: COCO results hold captions, not tags; use .jsonl")
-    return _run(args, captions=False, tags=True)
+    return _run(args, options=None, tags=True)
 
 
-def _run(args: argparse.Namespace, **what: Any) -> int:
+def _run(args: argparse.Namespace, options: SearchOptions | None, tags: bool) -> int:
+    from captioner.folder import FolderRun, RunError
     from captioner.photos.workers import DecodingError
 
-    photographs = _find(args)
-    _check_output(args, photographs)
-    if not photographs:
-        _note(args, f"no photographs in {', '.join(args.paths) or 'the list'}")
-        return 0
-    captioner = _load(args)
-    if options := what.get("options"):
-        captioner.check(options)
-    with ExitStack() as stack:
-        try:
-            journal = stack.enter_context(_journal(args, captioner, what))
-            output = _output(args)
-            output.start(journal.records() if journal else ())
-        except OSError as error:
-            where = error.filename or args.output
-            raise _UsageError(f"cannot write {where}: {error.strerror}") from error
-        engine = {
-            "batch_size": args.batch_size,
-            "workers": args.workers,
-            "decode_timeout": args.decode_timeout,
-            "attention": bool(args.report) and what["captions"],
-            **what,
-        }
-        try:
-            errors = _describe(args, captioner, photographs, journal, output, engine)
-            if args.report and journal is not None:
-                _report(args, captioner, journal)
-        except DecodingError as error:
-            raise _UsageError(str(error)) from error
-    if errors:
-        _note(args, f"{errors} of {len(photographs)} could not be read")
-    return 1 if errors else 0
-
-
-def _describe(
-    args: argparse.Namespace,
-    captioner: Captioner,
-    photographs: Sequence[Found],
-    journal: Journal | None,
-    output: Output,
-    engine: dict[str, Any],
-) -> int:
-    """Do what is left to do, and return how many photographs have an error record."""
-    from captioner.folder import describe_folder
-    from captioner.folder.run import Part, catch_up, keep, plan
-
-    sidecars = _sidecars(args)
-    if journal is not None:
-        if sidecars is not None:
-            catch_up(journal, sidecars)
-        parts = plan(photographs, journal, args.retry_errors)
-    else:
-        parts = [Part(photographs, _with_sidecars(args, photographs, sidecars))]
-    errors = 0
-    again = sum(1 for part in parts[1:] for _ in part.photographs)
-    done = sum(found.path in parts[0].done for found in photographs) - again
-    with _progress(args, len(photographs), done) as bar:
-        try:
-            for part in parts:
-                records = describe_folder(
-                    captioner, part.photographs, done=part.done, progress=bar.update, **engine
-                )
-                for record in keep(records, output, journal, sidecars):
-                    errors += "error" in record
-                    bar.set_postfix(errors=errors, refresh=False)
-        finally:
-            output.finish(journal.records() if journal else (), bool(journal and journal.reordered))
-    if sidecars is not None and sidecars.left_alone:
-        _note(args, f"{sidecars.left_alone} sidecars hold something else and were left alone")
-    if journal is not None:
-        return sum(found.path in journal.errors for found in photographs)
-    return errors
-
-
-def _report(args: argparse.Namespace, captioner: Captioner, journal: Journal) -> None:
-    from captioner.folder.report import write_report
-
-    write_report(
-        args.report,
-        journal.records(),
-        len(journal.done),
-        len(journal.errors),
-        title=", ".join(args.paths) or "captioner",
-        fit=captioner.checkpoint.config.preprocessing.fit,
+    progress = _Progress(args)
+    run = FolderRun(
+        output=_output(args),
+        sidecar=args.sidecar,
+        report=args.report,
+        overwrite=args.overwrite,
+        retry_errors=args.retry_errors,
+        captions=options is not None,
+        tags=tags,
+        batch_size=args.batch_size,
         workers=args.workers,
         decode_timeout=args.decode_timeout,
+        progress=progress,
     )
+    paths = _paths(args)
+    try:
+        result = run.run(partial(_load, args), paths, options)
+    except RunError as error:
+        raise _UsageError(str(error)) from error
+    except DecodingError as error:
+        raise _StoppedError(str(error)) from error
+    finally:
+        progress.close()
+    _summarize(args, result)
+    return 1 if result.errors else 0
 
 
-def _progress(args: argparse.Namespace, total: int, done: int) -> tqdm[Any]:
-    from tqdm import tqdm
+def _summarize(args: argparse.Namespace, result: RunResult) -> None:
+    """Tell a person what a run came to."""
+    if not result.total:
+        _note(args, f"no photographs in {', '.join(args.paths) or 'the list'}")
+    if result.left_alone:
+        _note(args, f"{result.left_alone} sidecars hold something else and were left alone")
+    if result.errors:
+        _note(args, f"{result.errors} of {result.total} could not be read")
 
-    # On a terminal the records themselves show how far the run is.
-    shown = not args.quiet and (_has_files(args) or not sys.stdout.isatty())
-    bar: tqdm[Any] = tqdm(
-        total=total, initial=done, unit=" photographs", disable=None if shown else True
-    )
-    return bar
+
+class _Progress:
+    """A bar that shows how far a run is, from when it is first told."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        # On a terminal the records themselves show how far the run is.
+        self._hidden = args.quiet or not (_has_files(args) or not sys.stdout.isatty())
+        self._bar: tqdm[Any] | None = None
+
+    def __call__(self, result: RunResult) -> None:
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=result.total,
+                initial=result.skipped,
+                unit=" photographs",
+                disable=True if self._hidden else None,
+            )
+        self._bar.set_postfix(errors=result.errors, refresh=False)
+        self._bar.update(result.done - self._bar.n)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
 
 
 def _note(args: argparse.Namespace, text: str) -> None:
@@ -329,9 +299,8 @@ def _note(args: argparse.Namespace, text: str) -> None:
         print(f"captioner: {text}", file=sys.stderr)
 
 
-def _find(args: argparse.Namespace) -> list[Found]:
-    from captioner.folder import find_photographs
-
+def _paths(args: argparse.Namespace) -> list[str]:
+    """Return the paths of the command and of the list on standard input."""
     if not args.paths and not args.null:
         raise _UsageError("the following arguments are required: PATH")
     paths: list[str] = []
@@ -343,7 +312,7 @@ def _find(args: argparse.Namespace) -> list[Found]:
     missing = [path for path in paths if not os.path.exists(path)]
     if paths and len(missing) == len(paths):
         raise _UsageError(f"no such file or folder: {', '.join(map(repr, missing[:5]))}")
-    return list({found.path: found for found in find_photographs(paths)}.values())
+    return paths
 
 
 def _listed(separator: str) -> list[str]:
@@ -362,129 +331,12 @@ def _has_files(args: argparse.Namespace) -> bool:
     return args.output != "-" and bool(args.output or args.sidecar or args.report)
 
 
-def _journal_path(args: argparse.Namespace) -> str | None:
-    output = getattr(args, "output", None)
-    path = output if output not in {None, "-"} else getattr(args, "report", None)
-    return f"{path}.journal" if path else None
-
-
-def _check_output(args: argparse.Namespace, photographs: Sequence[Found]) -> None:
-    from captioner.folder.outputs import FORMS
-
-    if args.retry_errors and _journal_path(args) is None:
-        raise _UsageError("--retry-errors needs --output FILE, where the errors are")
-    if args.output not in {None, "-"}:
-        _check_file("--output", args.output, FORMS)
-        if os.path.lexists(args.output) and not args.overwrite:
-            _check_existing(args.output, f"{args.output}.journal")
-        if args.output.lower().endswith(".json"):
-            _check_image_ids(photographs)
-    if args.report:
-        _check_file("--report", args.report, (".html", ".htm"))
-        _check_report(args)
-    if args.sidecar:
-        _check_sidecars(photographs, args.sidecar)
-
-
-def _check_file(option: str, path: str, endings: Sequence[str]) -> None:
-    if not path.lower().endswith(tuple(endings)):
-        raise _UsageError(f"{option} {path}: the name must end in {', '.join(endings)}")
-    folder = os.path.dirname(path) or "."
-    if not os.path.isdir(folder):
-        raise _UsageError(f"{option} {path}: there is no folder {folder}")
-
-
-def _check_report(args: argparse.Namespace) -> None:
-    from captioner.files import check_replaceable
-    from captioner.folder.report import is_report
-
-    if os.path.lexists(args.report) and not args.overwrite and not is_report(args.report):
-        raise _UsageError(f"--report {args.report} is something else; --overwrite replaces it")
-    try:
-        check_replaceable(args.report)
-    except OSError as error:
-        raise _UsageError(f"cannot write {args.report}: {error.strerror}") from error
-
-
-def _check_existing(output: str, journal: str) -> None:
-    if not os.path.isfile(output):
-        raise _UsageError(f"--output {output} is not a plain file")
-    if not os.path.exists(journal):
-        raise _UsageError(
-            f"--output {output} exists, but not {journal}, without which it cannot be continued; "
-            "--overwrite replaces it"
-        )
-
-
-def _check_image_ids(photographs: Sequence[Found]) -> None:
-    from captioner.folder.outputs import coco_image_id
-
-    def image_id(path: str) -> int:
-        found = coco_image_id(path)
-        if found is None:
-            raise _UsageError(f"{path}: its name ends in no number to be a COCO image id")
-        return found
-
-    _check_different(photographs, image_id, "COCO image id")
-
-
-def _check_sidecars(photographs: Sequence[Found], kind: str) -> None:
-    from captioner.folder.sidecars import sidecar_path
-
-    _check_different(photographs, lambda path: sidecar_path(path, kind), "sidecar")
-
-
-def _check_different(photographs: Sequence[Found], of: Callable[[str], object], what: str) -> None:
-    seen: dict[object, str] = {}
-    for path, _ in photographs:
-        value = of(path)
-        if value in seen:
-            raise _UsageError(f"{path} and {seen[value]} have the same {what}, {value}")
-        seen[value] = path
-
-
-@contextmanager
-def _journal(
-    args: argparse.Namespace, captioner: Captioner, what: dict[str, Any]
-) -> Iterator[Journal | None]:
-    from captioner.folder.journal import Journal, JournalError
-
-    path = _journal_path(args)
-    if path is None:
-        yield None
-        return
-    try:
-        journal = Journal(path, _settings(args, captioner, what), args.overwrite)
-    except JournalError as error:
-        raise _UsageError(str(error)) from error
-    with journal:
-        yield journal
-
-
-def _settings(
-    args: argparse.Namespace, captioner: Captioner, what: dict[str, Any]
-) -> dict[str, Any]:
-    """Return what the records depend on."""
-    from captioner.model.checkpoint import default_path
-
-    models = []
-    for path in args.model or [default_path()]:
-        with open(path, "rb") as file:
-            models.append(hashlib.file_digest(file, "sha256").hexdigest()[:16])
-    return {
-        "model": f"the one of SHA-256 {' and '.join(models)}",
-        "precision": str(captioner.precision).removeprefix("torch."),
-        "captions": what["captions"],
-        "tags": what["tags"],
-        **(asdict(what["options"]) if "options" in what else {}),
-    }
-
-
-def _output(args: argparse.Namespace) -> Output:
-    from captioner.folder.outputs import ErrorStream, JsonLinesStream, TerminalStream, output_file
+def _output(args: argparse.Namespace) -> str | Output:
+    """Return where records go: a file, or a stream; a run that has only other files says errors."""
+    from captioner.folder.outputs import ErrorStream, JsonLinesStream, TerminalStream
 
     if args.output not in {None, "-"}:
-        return output_file(args.output)
+        return str(args.output)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -493,21 +345,6 @@ def _output(args: argparse.Namespace) -> Output:
     if args.output is None and sys.stdout.isatty():
         return TerminalStream(sys.stdout)
     return JsonLinesStream(sys.stdout.buffer)
-
-
-def _sidecars(args: argparse.Namespace) -> Sidecars | None:
-    from captioner.folder.sidecars import Sidecars
-
-    return Sidecars(args.sidecar, args.overwrite) if args.sidecar else None
-
-
-def _with_sidecars(
-    args: argparse.Namespace, photographs: Sequence[Found], sidecars: Sidecars | None
-) -> set[str]:
-    """Return the photographs that are done where sidecars are the only output."""
-    if sidecars is None or args.output == "-" or args.overwrite:
-        return set()
-    return {found.path for found in photographs if sidecars.exists(found.path)}
 
 
 def _load(args: argparse.Namespace) -> Captioner:

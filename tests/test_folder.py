@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -18,7 +19,8 @@ from typing import Any
 import pytest
 
 from captioner.cli import main
-from captioner.folder import describe_folder
+from captioner.folder import FolderRun, RunError, RunResult, describe_folder
+from captioner.generation.options import SearchOptions
 from captioner.inference import Captioner
 from captioner.model.checkpoint import Checkpoint, save_checkpoint
 from conftest import draw_picture
@@ -34,10 +36,13 @@ Capture = pytest.CaptureFixture[bytes]
 # Forks a process a command, so that torch is imported once for all of them.
 _FORKS = """
 import json, os, sys, time, signal, torch
-from captioner import cli, inference
-from captioner.folder import outputs, run
+from captioner import Captioner, cli
+from captioner.folder import FolderRun, outputs
 import tqdm
 torch.set_num_threads(1)
+def library(model, paths, **settings):
+    run = FolderRun(workers=2, batch_size=4, **settings)
+    return run.run(Captioner.load(model, device="cpu", precision="float32"), paths).errors
 for line in sys.stdin:
     arguments, kill_after, log = json.loads(line)
     pid = os.fork()
@@ -45,7 +50,7 @@ for line in sys.stdin:
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         try:
-            status = cli.main(arguments)
+            status = cli.main(arguments) if type(arguments) is list else library(**arguments)
         finally:
             sys.stderr.flush()
         os._exit(status)
@@ -65,8 +70,10 @@ class Forks:
             [sys.executable, "-c", _FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
 
-    def __call__(self, arguments: list[str], kill_after: float | None = None) -> int:
-        """Return the exit status, -9 if it was killed."""
+    def __call__(
+        self, arguments: list[str] | dict[str, Any], kill_after: float | None = None
+    ) -> int:
+        """Return the exit status, or the errors of a run from Python; -9 if it was killed."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         request = json.dumps([arguments, kill_after, str(self.log)])
@@ -121,7 +128,13 @@ def command(folder: Path, output: Path, model: list[str], *more: str) -> list[st
     return ["caption", str(folder), "--output", str(output), "--batch-size", "4", *more, *model]
 
 
-def killed_at_random(forks: Forks, arguments: list[str], seconds: float, random: Random) -> int:
+def killed_at_random(
+    forks: Forks,
+    arguments: list[str] | dict[str, Any],
+    seconds: float,
+    random: Random,
+    end: int = 1,
+) -> int:
     """Run a command again and again until it is done; return how often it was killed."""
     kills = 0
     while True:
@@ -129,7 +142,7 @@ def killed_at_random(forks: Forks, arguments: list[str], seconds: float, random:
         after = random.uniform(0.0, seconds) if kills < 8 else None
         status = forks(arguments, after)
         if status != -signal.SIGKILL:
-            assert status == 1, forks.log.read_text()
+            assert status == end, forks.log.read_text()
             return kills
         kills += 1
 
@@ -164,6 +177,47 @@ def test_killed_with_sidecars(forks: Forks, model: list[str], many: Path, tmp_pa
         path.unlink()
     killed_at_random(forks, arguments, seconds, Random(2))
     assert {path.name: path.read_bytes() for path in folder.glob("*.txt")} == whole
+
+
+def test_a_run_from_python_is_killed_and_continued(
+    forks: Forks, model: list[str], many: Path, tmp_path: Path
+) -> None:
+    def outputs(folder: Path) -> dict[str, Any]:
+        places = {"output": str(folder / "out.jsonl"), "report": str(folder / "out.html")}
+        return {"model": model[1], "paths": [str(many)], **places}
+
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    started = time.monotonic()
+    assert forks(outputs(tmp_path / "whole")) == 5, forks.log.read_text()
+    seconds = time.monotonic() - started
+    assert killed_at_random(forks, outputs(tmp_path / "killed"), seconds, Random(3), 5) > 0
+    for name in ("out.jsonl", "out.html"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    images = [record["image"] for record in lines(tmp_path / "killed" / "out.jsonl")]
+    assert images == [str(path) for path in sorted(many.iterdir())]
+
+
+def test_a_run_from_python_counts(model: list[str], many: Path, tmp_path: Path) -> None:
+    captioner = Captioner.load(model[1], device="cpu", precision="float32")
+    told: list[int] = []
+    run = FolderRun(
+        output=tmp_path / "out.jsonl", tags=False, batch_size=16,
+        progress=lambda result: told.append(result.done),
+    )  # fmt: skip
+    first = run.run(captioner, [many / "000.jpg", many / "005.jpg"])
+    assert first == RunResult(total=2, done=2, described=1, errors=1)
+    assert run.run(captioner, [many]) == RunResult(
+        total=60, done=60, skipped=2, described=54, errors=5
+    )
+    assert told == [0, 2, 2, 16, 32, 48, 60]
+    again = replace(run, retry_errors=True).run(captioner, [str(many)], SearchOptions())
+    assert again == RunResult(total=60, done=60, skipped=55, errors=5)
+    assert FolderRun(sidecar="txt").run(lambda: pytest.fail("it is not loaded"), []).total == 0
+    with pytest.raises(RunError, match="beam_size was 3, is 2"):
+        run.run(captioner, [many], SearchOptions(beam_size=2))
+    with pytest.raises(RunError, match=r"must end in \.jsonl"):
+        FolderRun(output="x.txt").run(captioner, [many])
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from captioner.generation.options import SearchOptions
     from captioner.inference import Captioner
 
-__all__ = ["describe_folder", "read_photograph"]
+__all__ = ["describe_folder", "found_of", "read_photograph"]
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -52,7 +52,7 @@ def describe_folder(
     ``progress`` is told after each batch how many records it gave.
     """
     preprocessing = captioner.checkpoint.config.preprocessing
-    pending = _pending(_found(paths), batch_size, done)
+    pending = _pending(found_of(paths), batch_size, done)
     with closing(
         read_ahead(
             partial(read_photograph, preprocessing),
@@ -80,7 +80,8 @@ def describe_folder(
             progress(len(new))
 
 
-def _found(paths: Iterable[str | os.PathLike[str] | Found]) -> Iterator[Found]:
+def found_of(paths: Iterable[str | os.PathLike[str] | Found]) -> Iterator[Found]:
+    """Yield the photographs of paths, of which some are found already."""
     for path in paths:
         if isinstance(path, Found):
             yield path

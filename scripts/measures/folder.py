@@ -25,11 +25,8 @@ from captioner.config import (
 )
 from captioner.data.tags import TagSet
 from captioner.data.vocabulary import Vocabulary
-from captioner.folder import describe_folder
+from captioner.folder import FolderRun
 from captioner.folder.describe import read_photograph
-from captioner.folder.journal import Journal
-from captioner.folder.outputs import output_file
-from captioner.folder.run import keep, plan
 from captioner.inference import Captioner
 from captioner.model.checkpoint import Checkpoint, build_model, save_checkpoint
 from captioner.photos.workers import Found, read_ahead
@@ -40,13 +37,14 @@ _COUNTED = """
 import json, resource, sys, time
 from captioner import cli
 from captioner.folder import run
-plain, times = run.keep, []
-def keep(*what):
-    for record in plain(*what):
+plain, times = run.describe_folder, []
+def timed(*what, **settings):
+    for record in plain(*what, **settings):
+        yield record
+        # Here the record has been written.
         now = time.perf_counter(), time.process_time()
         times[:] = [times[0] if times else now, now, (times[2] if times else 0) + 1]
-        yield record
-run.keep = keep
+run.describe_folder = timed
 started = time.perf_counter()
 status = cli.main(sys.argv[1:])
 whole = time.perf_counter() - started
@@ -94,15 +92,8 @@ class Parts:
             return timed(lambda: self._run(os.path.join(folder, "out.jsonl")))
 
     def _run(self, path: str) -> None:
-        with Journal(f"{path}.journal", {}) as journal:
-            (part,) = plan(self.found, journal)
-            output = output_file(path)
-            output.start(())
-            records = describe_folder(
-                self.captioner, part.photographs, batch_size=self.batch, workers=self.workers
-            )
-            assert sum(1 for _ in keep(records, output, journal)) == len(self.found)
-            output.finish((), False)
+        run = FolderRun(output=path, batch_size=self.batch, workers=self.workers)
+        assert run.run(self.captioner, self.found).described == len(self.found)
 
     def one_at_a_time(self) -> float:
         some = [found.path for found in self.found[:100]]

@@ -1,0 +1,80 @@
+"""Checks before a folder run does any work: where it may write, and what would get in its way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+
+from captioner.files import check_replaceable
+from captioner.folder.outputs import FORMS, coco_image_id
+from captioner.folder.report import is_report
+from captioner.folder.sidecars import sidecar_path
+from captioner.photos.workers import Found
+
+__all__ = ["RunError", "check_output", "check_report", "check_sidecars"]
+
+
+class RunError(ValueError):
+    """A run that cannot begin; the message says why, and what to do."""
+
+
+def check_output(path: str, photographs: Iterable[Found], overwrite: bool) -> None:
+    """Raise ``RunError`` where an output file cannot be written, or must not be."""
+    _check_name("--output", path, FORMS)
+    if os.path.lexists(path) and not overwrite:
+        _check_existing(path, f"{path}.journal")
+    if path.lower().endswith(".json"):
+        _check_image_ids(photographs)
+
+
+def check_report(path: str, overwrite: bool) -> None:
+    """Raise ``RunError`` where a report cannot be written, or would replace something else."""
+    _check_name("--report", path, (".html", ".htm"))
+    if os.path.lexists(path) and not overwrite and not is_report(path):
+        raise RunError(f"--report {path} is something else; --overwrite replaces it")
+    try:
+        check_replaceable(path)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}") from error
+
+
+def check_sidecars(photographs: Iterable[Found], kind: str) -> None:
+    """Raise ``RunError`` where two photographs would have the same sidecar."""
+    _check_different(photographs, lambda path: sidecar_path(path, kind), "sidecar")
+
+
+def _check_name(option: str, path: str, endings: Sequence[str]) -> None:
+    if not path.lower().endswith(tuple(endings)):
+        raise RunError(f"{option} {path}: the name must end in {', '.join(endings)}")
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        raise RunError(f"{option} {path}: there is no folder {folder}")
+
+
+def _check_existing(output: str, journal: str) -> None:
+    if not os.path.isfile(output):
+        raise RunError(f"--output {output} is not a plain file")
+    if not os.path.exists(journal):
+        raise RunError(
+            f"--output {output} exists, but not {journal}, without which it cannot be continued; "
+            "--overwrite replaces it"
+        )
+
+
+def _check_image_ids(photographs: Iterable[Found]) -> None:
+    def image_id(path: str) -> int:
+        number = coco_image_id(path)
+        if number is None:
+            raise RunError(f"{path}: its name ends in no number to be a COCO image id")
+        return number
+
+    _check_different(photographs, image_id, "COCO image id")
+
+
+def _check_different(photographs: Iterable[Found], of: Callable[[str], object], what: str) -> None:
+    seen: dict[object, str] = {}
+    for path, _ in photographs:
+        value = of(path)
+        if value in seen:
+            raise RunError(f"{path} and {seen[value]} have the same {what}, {value}")
+        seen[value] = path
