@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from captioner.data.dataset import Features, pixel_batches
-from captioner.data.example import DataError, Example
+from captioner.data.example import DataError, Example, ImageId, coco_image_id
 from captioner.data.tags import TagSet, content_words
 from captioner.data.tokenizer import stem
 from captioner.generation.captions import Caption, Tag, write_captions, write_tags
@@ -213,8 +213,12 @@ def versions() -> dict[str, str]:
 def coco_form(
     examples: Sequence[Example], captions: Sequence[str]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return captions in COCO's results form, and the examples in COCO's captions form."""
-    ids = [example.image_id for example in examples]
+    """Return captions in COCO's results form, and the examples in COCO's captions form.
+
+    Where the data has no ids, an image's id is the number that ends its name or, where these are
+    not all different, its index from 1.
+    """
+    ids = _image_ids(examples)
     results = [{"image_id": i, "caption": text} for i, text in zip(ids, captions, strict=True)]
     images = [{"id": i, "file_name": e.image.name} for i, e in zip(ids, examples, strict=True)]
     pairs = [(i, text) for i, e in zip(ids, examples, strict=True) for text in e.captions]
@@ -222,6 +226,16 @@ def coco_form(
         {"id": n, "image_id": i, "caption": text} for n, (i, text) in enumerate(pairs, 1)
     ]
     return results, {"images": images, "annotations": annotations, "type": "captions", "info": {}}
+
+
+def _image_ids(examples: Sequence[Example]) -> list[ImageId]:
+    own = [example.image_id for example in examples]
+    numbers = [coco_image_id(str(example.image)) for example in examples]
+    for ids in (own, numbers):
+        known = [image_id for image_id in ids if image_id is not None]
+        if len({*known}) == len(examples):
+            return known
+    return list(range(1, len(examples) + 1))
 
 
 def _precision(examples: Sequence[Example], tags: Sequence[Sequence[Tag]]) -> float:

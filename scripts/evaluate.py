@@ -2,6 +2,7 @@
 
 python scripts/evaluate.py runs/first/best.safetensors --images … --captions … --split …
 python scripts/evaluate.py results.json --captions captions_val.json
+python scripts/evaluate.py captions.jsonl --captions dataset_flickr8k.json --split test
 
 Ends with 0; with 1 when photographs had to be left out; with 2 when nothing could be scored.
 """
@@ -19,7 +20,7 @@ from typing import Any
 
 from captioner.data import readers
 from captioner.data.example import DataError
-from captioner.data.readers.coco import pair_results
+from captioner.data.readers.results import ENDINGS, pair_results
 from captioner.evaluation import (
     Evaluation,
     coco_form,
@@ -28,6 +29,7 @@ from captioner.evaluation import (
     evaluate_images,
     versions,
 )
+from captioner.files import printable
 from captioner.generation.options import SearchOptions
 from captioner.inference import Captioner
 from captioner.memory import keep_freed_memory
@@ -41,19 +43,23 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("what", help="a checkpoint, 'default' for the one in the package, or a COCO results .json")
-    add("--captions", type=Path, required=True, help="the references")
+    add(
+        "what",
+        help="a checkpoint, 'default' for the one in the package, or captions that are written: "
+        "COCO results .json, or captioner's .jsonl or .csv",
+    )
+    add("--captions", type=Path, required=True, help="the references, of any form")
+    add("--split", default="", help="list of names, or split (Karpathy), of the references")
     add("--output", type=Path, help="folder for report.json, results.json and references.json")
     add("--meteor", action="store_true", help="METEOR too, by Java and pycocoevalcap")
     add("--spice", action="store_true", help="SPICE too, by Java and pycocoevalcap")
     add("--training-captions", type=Path, help="to count the captions that are not among these")
     add("--training-split", default="", help="of the training captions, as --split")
-    add("--subset", action="store_true", help="of a results file: score only the images it has")
+    add("--subset", action="store_true", help="score only the images that a results file also has")
     model = parser.add_argument_group("for a checkpoint")
     add = model.add_argument
     add("--images", type=Path, help="the folder of photographs")
     add("--instances", type=Path, help="COCO's objects, for the tags")
-    add("--split", default="", help="list of names (Flickr8k), or split (Karpathy)")
     add("--compare-images", type=Path, help="folder with the same photographs once more")
     add("--fit", choices=("squash", "crop"), help="other than the checkpoint's")
     add("--beam-size", type=int, default=SearchOptions.beam_size)
@@ -62,37 +68,40 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--precision", default="float32", choices=("auto", "float32", "bfloat16"))
     add("--workers", type=int, default=2)
     args = parser.parse_args(argv)
-    args.written = args.what.lower().endswith(".json")
-    if args.written and (args.images or args.instances or args.split or args.compare_images):
+    args.written = args.what.lower().endswith(ENDINGS)
+    if args.written and (args.images or args.instances or args.compare_images):
         parser.error("a results file is scored without photographs")
     if not args.written and (args.images is None or args.subset):
         parser.error("a checkpoint needs --images, and takes no --subset")
     return args
 
 
-def caption(args: argparse.Namespace) -> tuple[Evaluation, dict[str, Any], dict[str, str]]:
-    """Caption the photographs; also return figures of the model, and what is left out and why."""
+def caption(args: argparse.Namespace, report: dict[str, Any]) -> tuple[Evaluation, dict[str, Any]]:
+    """Caption the photographs; also return figures of the model.
+
+    Adds to the report what was left out and why, and what is odd about the data.
+    """
     options = SearchOptions(beam_size=args.beam_size, length_penalty=args.length_penalty)
-    examples, left_out = readers.load(args.captions, args.images, args.split, args.instances)
+    loaded = readers.load(args.captions, args.images, args.split, args.instances)
     model = None if args.what == "default" else args.what
     checkpoint = Captioner.load(model, device=args.device, precision=args.precision).checkpoint
     if args.fit:
         preprocessing = replace(checkpoint.config.preprocessing, fit=args.fit)
         checkpoint.config = replace(checkpoint.config, preprocessing=preprocessing)
-    result, unreadable = evaluate_images(checkpoint, examples, options, args.workers)
-    left_out |= unreadable
-    figures: dict[str, Any] = {"left_out": len(left_out), **result.tag_figures()}
+    result, unreadable = evaluate_images(checkpoint, loaded.examples, options, args.workers)
+    report |= {"left_out": loaded.left_out | unreadable, "notes": loaded.notes}
+    figures: dict[str, Any] = {"left_out": len(report["left_out"]), **result.tag_figures()}
     if args.compare_images:
         folder = args.compare_images
         figures |= compare_images(checkpoint, result, folder, options, args.workers)
-    return result, figures, left_out
+    return result, figures
 
 
 def training_captions(args: argparse.Namespace) -> list[str] | None:
     if args.training_captions is None:
         return None
     source = args.training_captions
-    examples = readers.read(source, source.parent, args.training_split)
+    examples = readers.read(source, args.training_split).examples
     return [caption for example in examples for caption in example.captions]
 
 
@@ -115,19 +124,21 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     training = training_captions(args)
     file = default_path() if args.what == "default" else Path(args.what)
     if args.written:
-        examples, captions = pair_results(file, args.captions, args.subset)
+        references = readers.read(args.captions, args.split)
+        paired = pair_results(file, references, args.captions, args.subset)
+        examples, captions, report["notes"] = paired
         said: list[dict[str, Any]] = [{} for _ in examples]
         figures: dict[str, Any] = {}
     else:
-        result, figures, report["left_out"] = caption(args)
+        result, figures = caption(args, report)
         examples, captions = result.examples, [written.text for written in result.captions]
         said = [{"tags": [tag.name for tag in tags]} for tags in result.tags]
     report["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
     scores, entries = describe_captions(examples, captions, training, args.meteor, args.spice)
     report["figures"] = scores | figures
     report["captions"] = [e | tags for e, tags in zip(entries, said, strict=True)]
-    results, references = coco_form(examples, captions)
-    return {"report": report, "results": results, "references": references}
+    results, wanted = coco_form(examples, captions)
+    return {"report": report, "results": results, "references": wanted}
 
 
 def table(figures: dict[str, Any]) -> str:
@@ -150,9 +161,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (CheckpointError, ConfigError, MissingToolError, OSError, DataError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2
+    for note in files["report"]["notes"]:
+        print(printable(note), file=sys.stderr)
     left_out = files["report"].get("left_out", {})
     for path, why in left_out.items():
-        print(f"left out {path}: {why}", file=sys.stderr)
+        print(printable(f"left out {path}: {why}"), file=sys.stderr)
     return 1 if left_out else 0
 
 

@@ -86,7 +86,7 @@ def test_what_is_wrong_is_found_and_named(config: Config, tmp_path: Path) -> Non
     change(config, "val_captions", "other.bmp", [*good, "broken image"])
     found = look(config)
     folder = str(tmp_path)
-    assert found.train.missing == [f"{folder}/gone.png"]
+    assert found.train.missing == {f"{folder}/gone.png": "it is missing"}
     assert found.train.uncaptioned == [f"{folder}/unsaid.png"]
     assert list(found.train.broken) == [f"{folder}/cut.png"]
     assert found.train.duplicates == [
@@ -112,6 +112,44 @@ def test_long_lists_are_cut_and_control_characters_shown(config: Config, tmp_pat
     place = lines.index("  missing photographs: 7")
     assert lines[place + 1] == f"      {tmp_path}/gone0\\x1b.png"
     assert lines[place + 6] == "      and 2 more"
+
+
+def test_captions_that_many_photographs_share_are_shown(config: Config, tmp_path: Path) -> None:
+    for number in range(1, 13):
+        draw_picture(tmp_path / f"{number}.png", "red", (64, 48 + number))
+        texts = [
+            "Quality issues are too severe.",
+            "quality issues are too severe",
+            f"disc {number}",
+        ]
+        change(config, "captions", f"{number}.png", [*texts, "a disc is round"][: 3 + number % 2])
+    found = look(config)
+    assert found.train.shared == [("quality issues are too severe", 12)]
+    lines = list(summary(found, config.data))
+    place = lines.index("  captions that 10 photographs or more share: 1")
+    assert lines[place + 1] == "      'quality issues are too severe': 12 photographs"
+    assert lines[-1] == f"problems found: {found.problems}"
+    assert found.problems == len(found.train.junk) == 12
+
+
+def test_what_is_odd_about_the_files_is_told(config: Config, tmp_path: Path) -> None:
+    coco = {
+        "images": [{"id": 1, "file_name": "RED.png"}, {"id": 2, "file_name": "x" * 5_000}],
+        "annotations": [
+            {"image_id": 1, "caption": "a disc on grey paper"},
+            {"image_id": 1, "caption": "a stock phrase of theirs", "is_precanned": True},
+            {"image_id": 2, "caption": "a disc on grey paper"},
+            {"image_id": 3, "caption": "a disc on grey paper"},
+        ],
+    }
+    Path(config.data.captions).write_text(json.dumps(coco))
+    found = look(config)
+    assert found.train.photographs == 1
+    assert found.train.missing == {str(tmp_path / ("x" * 5_000)): "it is missing"}
+    assert found.train.junk == [(f"{tmp_path}/red.png", "a stock phrase of theirs")]
+    text = "\n".join(summary(found, config.data))
+    assert "1 annotations of images that are not listed, passed over" in text
+    assert "1 photograph found under a name that differs by upper and lower case" in text
 
 
 def test_sources_are_looked_over_together(config: Config, tmp_path: Path) -> None:

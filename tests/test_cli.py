@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from captioner.cli import main
+from captioner.data.example import coco_image_id
 from captioner.data.tags import TagSet
 from captioner.folder import find_photographs
-from captioner.folder.outputs import TerminalStream, coco_image_id
+from captioner.folder.outputs import TerminalStream
 from captioner.model.checkpoint import Checkpoint, save_checkpoint
 from conftest import draw_picture, median_ratio
 

@@ -17,8 +17,7 @@ from typing import Any
 
 import pytest
 
-from captioner.data.readers.coco import read_coco
-from captioner.data.readers.flickr8k import read_flickr8k
+from captioner.data.readers import read
 from captioner.metrics import References, Scores, ptb_tokenize, score
 
 GOLDEN = Path(__file__).parent / "golden" / "coco_caption.json"
@@ -84,9 +83,9 @@ def grouped(lines: Texts, like: Sequence[Texts]) -> list[list[str]]:
 
 def captions_of(data: Path, name: str) -> list[tuple[str, ...]]:
     if name == "Flickr8k":
-        examples = read_flickr8k(data / "flickr8k" / "captions.token.txt", Path())
+        examples = read(data / "flickr8k" / "captions.token.txt").examples
     else:
-        examples = read_coco(data / "coco-mini" / "captions.json", Path())
+        examples = read(data / "coco-mini" / "captions.json").examples
     return [example.captions for example in examples]
 
 

@@ -34,7 +34,8 @@ def default() -> Captioner:
 @pytest.fixture(scope="module")
 def dev(data: Path) -> list[Example]:
     flickr = data / "flickr8k"
-    return readers.read(flickr / "captions.token.txt", flickr / "images", str(flickr / "dev.txt"))
+    captions = flickr / "captions.token.txt"
+    return readers.load(captions, flickr / "images", str(flickr / "dev.txt")).examples
 
 
 @pytest.fixture(scope="module")

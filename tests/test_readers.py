@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import pytest
 
 from captioner.data.example import DataError, Example, drop_junk, is_junk
 from captioner.data.readers import load, read
-from captioner.data.readers.coco import pair_results
 from captioner.folder.outputs import csv_line, output_file
 
 COCO: dict[str, Any] = {
@@ -31,6 +31,10 @@ INSTANCES = {
 }
 
 
+def examples(captions: Path, split: str = "", instances: Path | None = None) -> list[Example]:
+    return read(captions, split, instances).examples
+
+
 def write(path: Path, content: object) -> Path:
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     return path
@@ -40,8 +44,8 @@ def test_coco(tmp_path: Path) -> None:
     captions = write(tmp_path / "captions.json", COCO)
     instances = write(tmp_path / "instances.json", INSTANCES)
     texts = ("a dog runs on grass", "the dog is running")
-    assert read(captions, tmp_path)[0] == Example(tmp_path / "a.jpg", texts, None, 7)
-    with_tags = read(captions, tmp_path, instances=instances)
+    assert examples(captions)[0] == Example(Path("a.jpg"), texts, None, 7)
+    with_tags = examples(captions, instances=instances)
     assert [example.tags for example in with_tags] == [("dog", "sports ball"), ()]
 
 
@@ -49,14 +53,14 @@ def test_flickr8k(tmp_path: Path) -> None:
     lines = "a.jpg#0\tA dog runs .\na.jpg#1\tThe dog .\nb.jpg#0\tA man .\n"
     captions = write(tmp_path / "captions.token.txt", lines)
     split = write(tmp_path / "dev.txt", "b.jpg\na.jpg\n")
-    assert [e.image.name for e in read(captions, tmp_path)] == ["a.jpg", "b.jpg"]
-    assert read(captions, tmp_path, str(split))[1].captions == ("A dog runs .", "The dog .")
+    assert [e.image.name for e in examples(captions)] == ["a.jpg", "b.jpg"]
+    assert examples(captions, str(split))[1].captions == ("A dog runs .", "The dog .")
     write(split, "c.jpg\n")
     with pytest.raises(DataError, match=r"dev.txt:1: 'c.jpg' has no caption"):
-        read(captions, tmp_path, str(split))
+        examples(captions, str(split))
     write(split, "\n")
     with pytest.raises(DataError, match=r"no photograph of the split '.*dev.txt' has a caption"):
-        read(captions, tmp_path, str(split))
+        examples(captions, str(split))
 
 
 def test_karpathy(tmp_path: Path) -> None:
@@ -65,20 +69,22 @@ def test_karpathy(tmp_path: Path) -> None:
             {"raw": "a dog runs"}]} for n, split in enumerate(("train", "restval", "test"), 3)
     ]  # fmt: skip
     captions = write(tmp_path / "dataset.json", {"images": images})
-    found = read(captions, tmp_path, "train+restval")
+    found = examples(captions, "train+restval")
     assert len(found) == 2
-    assert found[0] == Example(tmp_path / "val2014/a.jpg", ("a dog runs",), None, 3)
+    assert found[0] == Example(Path("val2014/a.jpg"), ("a dog runs",), None, 3)
     with pytest.raises(DataError, match="no photograph is in the split 'val'"):
-        read(captions, tmp_path, "val")
+        examples(captions, "val")
 
 
 def test_jsonl(tmp_path: Path) -> None:
     lines = [{"image": "a.jpg", "captions": ["a dog"], "tags": ["dog"]}, {"image": "b.jpg"}]
     captions = write(tmp_path / "data.jsonl", "\n".join(map(json.dumps, lines)))
-    with pytest.raises(DataError, match=r"data.jsonl:2: 'captions': expected a list of strings"):
-        read(captions, tmp_path)
+    with pytest.raises(
+        DataError, match=r"data.jsonl:2: 'captions' is missing; expected a list of texts"
+    ):
+        examples(captions)
     write(captions, json.dumps(lines[0]))
-    assert read(captions, tmp_path) == [Example(tmp_path / "a.jpg", ("a dog",), ("dog",), 1)]
+    assert examples(captions) == [Example(Path("a.jpg"), ("a dog",), ("dog",))]
 
 
 def test_csv(tmp_path: Path) -> None:
@@ -89,14 +95,14 @@ def test_csv(tmp_path: Path) -> None:
         "man,b.jpg,x,a man\n"
         'dog,a.jpg,,"the ""dog""\nruns"\n'
     )
-    found = read(write(tmp_path / "data.csv", rows), tmp_path)
+    found = examples(write(tmp_path / "data.csv", rows))
     texts = ("a dog, running", 'the "dog"\nruns')
     assert found == [
-        Example(tmp_path / "a.jpg", texts, ("dog", "sports ball"), 1),
-        Example(tmp_path / "b.jpg", ("a man",), ("man",), 2),
+        Example(Path("a.jpg"), texts, ("dog", "sports ball")),
+        Example(Path("b.jpg"), ("a man",), ("man",)),
     ]
-    found = read(write(tmp_path / "data.csv", "\ufeffimage,caption\r\na.jpg,a dog\r\n"), tmp_path)
-    assert found == [Example(tmp_path / "a.jpg", ("a dog",), None, 1)]
+    found = examples(write(tmp_path / "data.csv", "\ufeffimage,caption\r\na.jpg,a dog\r\n"))
+    assert found == [Example(Path("a.jpg"), ("a dog",))]
 
 
 def test_what_captioner_writes_as_csv_is_read_back(tmp_path: Path) -> None:
@@ -107,14 +113,14 @@ def test_what_captioner_writes_as_csv_is_read_back(tmp_path: Path) -> None:
     output.write({"image": "=c.jpg", "caption": "-a 'dog'", "log_prob": -2.5, "tags": tags[1:]})
     output.write({"image": "d.jpg", "error": "an empty file"})
     output.finish([], False)
-    assert read(tmp_path / "out.csv", tmp_path) == [
-        Example(tmp_path / "a, b.jpg", ("a dog",), ("dog", "=sum"), 1),
-        Example(tmp_path / "=c.jpg", ("-a 'dog'",), ("=sum",), 2),
-        Example(tmp_path / "d.jpg", (), (), 3),
+    assert examples(tmp_path / "out.csv") == [
+        Example(Path("a, b.jpg"), ("a dog",), ("dog", "=sum")),
+        Example(Path("=c.jpg"), ("-a 'dog'",), ("=sum",)),
+        Example(Path("d.jpg"), (), ()),
     ]
     untagged = csv_line({"image": "a.jpg", "caption": "a dog", "log_prob": -1.5}).decode()
     rows = write(tmp_path / "untagged.csv", f"image,caption,log_prob,tags,error\r\n{untagged}")
-    assert read(rows, tmp_path)[0].tags is None
+    assert examples(rows)[0].tags is None
 
 
 @pytest.mark.parametrize(
@@ -131,80 +137,229 @@ def test_no_junk(caption: str) -> None:
 
 def test_junk_is_dropped_and_counted() -> None:
     good, bad = "a dog runs on grass", "dog"
-    kept, dropped = drop_junk([Example(Path("a"), (good, bad)), Example(Path("b"), (bad,))])
-    assert kept == [Example(Path("a"), (good,))]
+    useful, dropped = drop_junk([Example(Path("a"), (good, bad)), Example(Path("b"), (bad,))])
+    assert useful == [Example(Path("a"), (good,))]
     assert dropped == 2
 
 
 def test_missing_photographs_are_named(tmp_path: Path) -> None:
     captions = write(tmp_path / "captions.json", COCO)
-    with pytest.raises(DataError, match=r"none of its captioned .* the first would be .*a.jpg"):
+    with pytest.raises(DataError, match=r"none of its captioned .* the first would be .*a.jpg: it"):
         load(captions, tmp_path)
     (tmp_path / "b.jpg").touch()
-    examples, left_out = load(captions, tmp_path)
-    assert [example.image.name for example in examples] == ["b.jpg"]
-    assert left_out == {str(tmp_path / "a.jpg"): "it is missing"}
+    loaded = load(captions, tmp_path)
+    assert loaded.examples == [Example(tmp_path / "b.jpg", ("a man with a hat",), None, 8)]
+    assert loaded.left_out == loaded.missing == {str(tmp_path / "a.jpg"): "it is missing"}
+
+
+def test_a_name_that_no_file_can_have_is_missing(tmp_path: Path) -> None:
+    names = ["b.jpg", "a" * 5_000, "a\0.jpg", "\ud800.jpg"]
+    lines = "\n".join(json.dumps({"image": n, "captions": ["a dog runs"]}) for n in names)
+    (tmp_path / "b.jpg").touch()
+    loaded = load(write(tmp_path / "x.jsonl", lines), tmp_path)
+    assert [example.image.name for example in loaded.examples] == ["b.jpg"]
+    assert list(loaded.missing.values()) == ["it is missing"] * 3
+
+
+def test_a_photograph_without_captions_is_named(tmp_path: Path) -> None:
+    images = [{"id": i, "file_name": f"{i}.jpg"} for i in (1, 2, 3)]
+    annotations = [
+        {"image_id": 2, "caption": "a dog 2"},
+        {"image_id": 3, "caption": "Quality issues are too severe.", "is_precanned": True},
+    ]
+    captions = write(tmp_path / "c.json", {"images": images, "annotations": annotations})
+    (tmp_path / "2.jpg").touch()
+    loaded = load(captions, tmp_path)
+    assert [example.image_id for example in loaded.examples] == [2]
+    assert loaded.left_out == {
+        str(tmp_path / "1.jpg"): f"{captions} has no caption of it",
+        str(tmp_path / "3.jpg"): f"{captions} marks all its captions as junk",
+    }
+
+
+def many(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    return [entry] * 7
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("x.json", '{"images": [', "x.json: cannot be read as JSON"),
-        ("x.json", [], "expected an object with a list 'images'"),
-        ("x.json", {**COCO, "annotations": [{"image_id": 9, "caption": "x"}]}, "has the id 9"),
-        ("x.json", {**COCO, "annotations": [{"image_id": 7}]}, "'caption' is None"),
+        ("x.json", "{" * 200_000, "x.json: cannot be read as JSON"),
+        (
+            "x.json",
+            '{"a":' * 200_000,
+            "x.json: cannot be read as JSON: its brackets are nested too",
+        ),
+        ("x.json", [], r"expected an object with a list 'images', found \[\]"),
+        (
+            "x.json",
+            {**COCO, "annotations": [{"image_id": 7}]},
+            "'caption' is missing; expected a t",
+        ),
         ("x.json", {**COCO, "images": [{"id": 1, "file_name": "../a.jpg"}]}, "leaves the image"),
-        ("x.json", {**COCO, "images": [{"id": 1, "file_name": "/a.jpg"}]}, "leaves the image"),
+        ("x.json", {**COCO, "images": [{"id": 1, "file_name": "..\\a.jpg"}]}, "leaves the image"),
         ("x.json", {**COCO, "images": COCO["images"] * 2}, "id 7 stands twice"),
+        ("x.json", {**COCO, "images": [3]}, r"images\[0\]: expected an object, found 3"),
         ("x.json", {**COCO, "annotations": []}, "no photograph has a caption"),
         ("x.json", {"images": {}}, "expected an object with a list 'images'"),
-        ("x.txt", "a.jpg A dog", "x.txt:1: expected NAME#N<TAB>caption"),
+        ("x.txt", "a.jpg A dog", "x.txt:1: expected NAME#N<TAB>caption, a head .*'a.jpg A dog'"),
+        ("x.txt", "a#0\tx\nb A dog", "x.txt:2: expected NAME#N<TAB>caption, found 'b A dog'"),
+        ("x.txt", "", "x.txt:1: expected NAME#N<TAB>caption, .* found ''"),
         ("x.jsonl", "{", "x.jsonl:1: not JSON"),
         ("x.jsonl", "[]", "x.jsonl:1: expected an object"),
         ("x.jsonl", "[" * 200_000, "x.jsonl:1: not JSON"),
+        ("x.jsonl", '{"image": "a", "captions": [[]]}', r"x.jsonl:1: 'captions' is \[\[\]\]; exp"),
         ("x.jsonl", {"image": "../a.jpg", "captions": ["x"]}, "x.jsonl:1: '../a.jpg' leaves"),
         ("x.txt", "a/../../b.jpg#0\tA dog", "'a/../../b.jpg' leaves the image"),
         ("x.txt", "#0\tA dog", "expected the name of a photograph, found ''"),
         ("x.json", {"images": [{"sentences": []}]}, "x.json: is of Karpathy's form; say which"),
-        ("x.csv", "", r"x.csv:1: expected the columns image and caption, found \[\]"),
-        ("x.csv", "image;caption\n", r"image and caption, found \['image;caption'\]"),
-        ("x.csv", "image,caption,caption\n", "expected the columns image and caption, found"),
+        ("x.csv", "", r"x.csv:1: expected the columns image and caption .* found \[\]"),
+        ("x.csv", "image:caption\n", r"image and caption .* found \['image:caption'\]"),
+        ("x.csv", "image,caption,caption\n", "expected the columns image and caption .* found"),
         ("x.csv", "image,caption\na.jpg,x\na.jpg,a dog, running\n", "x.csv:3: 3 cells where the"),
         ("x.csv", "image,caption\na.jpg\n", "x.csv:2: 1 cells where the head has 2"),
+        ("x.csv", "image;caption\na.jpg\n", r"x.csv:2: 1 cells .* a text with ';' in it stands"),
         ("x.csv", 'image,caption\na.jpg,"x\ny"\nb.jpg,"a dog\n', "x.csv:4: not CSV"),
         ("x.csv", "image,caption\n../a.jpg,a dog\n", "x.csv:2: '../a.jpg' leaves the image"),
         ("x.csv", "image,caption\n,a dog\n", "x.csv:2: expected the name of a photograph"),
         ("x.csv", "image,caption\na.jpg,\n", "x.csv: no photograph has a caption"),
+        ("x.csv", "image|n|caption\na|1|b|c\n", r"x.csv:2: 4 cells .* no text may have a \| in"),
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, name: str, content: object, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        read(write(tmp_path / name, content), tmp_path)
+        read(write(tmp_path / name, content))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"annotations": many({"image_id": None, "caption": "a dog"})}, "'image_id' is None; exp"),
+        ({"annotations": many({"image_id": True, "caption": "a dog"})}, "'image_id' is True; exp"),
+        ({"annotations": many({"image_id": 7.5, "caption": "a dog"})}, r"'image_id' is 7\.5; exp"),
+        ({"annotations": many({"image_id": 7, "caption": 5})}, "'caption' is 5; expected a text"),
+        ({"images": many({"id": 1, "file_name": 5})}, "expected the name of a photograph, found 5"),
+    ],
+)
+def test_all_mistakes_of_a_file_are_told_at_once(
+    tmp_path: Path, change: dict[str, Any], told: str
+) -> None:
+    captions = write(tmp_path / "x.json", {**COCO, **change})
+    key = next(iter(change))
+    with pytest.raises(DataError) as error:
+        read(captions)
+    message = str(error.value)
+    assert re.match(rf"{re.escape(str(captions))}: {key}\[0\]: {told}", message)
+    assert f"; {key}[4]: " in message
+    assert f"{key}[5]" not in message
+    assert message.count("\n") == 0
+    assert re.search(r"; and \d+ more$", message)
+
+
+def test_mistaken_lines_are_told_by_number(tmp_path: Path) -> None:
+    lines = ["image,caption", "a.jpg,a dog"] + ["b.jpg"] * 7
+    with pytest.raises(DataError, match=r"x.csv:3: 1 cells .*; line 4: .*; line 7: .*and 2 more$"):
+        read(write(tmp_path / "x.csv", "\n".join(lines)))
+
+
+def test_ids_of_any_kind_are_taken(tmp_path: Path) -> None:
+    images = [
+        {"id": "7", "file_name": "a.jpg"},
+        {"id": "x-8", "file_name": "b.jpg"},
+        {"id": 9.0, "file_name": "c.jpg"},
+    ]
+    annotations = [
+        {"image_id": 7, "caption": "a dog"},
+        {"image_id": "x-8", "caption": "a man"},
+        {"image_id": "000009", "caption": "a hat"},
+    ]
+    captions = write(tmp_path / "c.json", {"images": images, "annotations": annotations})
+    categories = [{"id": "1", "name": "dog"}, {"id": "man", "name": "man"}]
+    objects = [
+        {"image_id": "7", "category_id": 1, "area": None},
+        {"image_id": "x-8", "category_id": "man", "area": "12.5"},
+        {"image_id": "x-8", "category_id": 1, "area": 13},
+    ]
+    instances = write(tmp_path / "i.json", {"categories": categories, "annotations": objects})
+    assert examples(captions, instances=instances) == [
+        Example(Path("a.jpg"), ("a dog",), ("dog",), 7),
+        Example(Path("b.jpg"), ("a man",), ("dog", "man"), "x-8"),
+        Example(Path("c.jpg"), ("a hat",), (), 9),
+    ]
+
+
+def test_what_changes_nothing_is_passed_over_and_counted(tmp_path: Path) -> None:
+    more = [
+        {"image_id": 9, "caption": "of no image"},
+        {"image_id": 7, "caption": None},
+        {"image_id": 10, "caption": None},
+    ]
+    captions = write(tmp_path / "c.json", {**COCO, "annotations": [*COCO["annotations"], *more]})
+    found = read(captions)
+    assert found.examples == examples(write(tmp_path / "plain.json", COCO))
+    assert found.notes == [
+        f"{captions}: 2 annotations of images that are not listed, passed over; "
+        "the first: annotations[3]",
+        f"{captions}: 1 captions that are null, passed over; the first: annotations[4]",
+    ]
+    lines = write(tmp_path / "x.jsonl", {"image": "a.jpg", "captions": ["a dog", None]})
+    assert examples(lines)[0].captions == ("a dog",)
+
+
+def test_annotations_of_other_images_are_named(tmp_path: Path) -> None:
+    others = [{"image_id": "img_7", "caption": "a dog"}]
+    captions = write(tmp_path / "x.json", {**COCO, "annotations": others})
+    expected = r"none is of a listed image: annotations\[0\] is of 'img_7', images\[0\] is 7"
+    with pytest.raises(DataError, match=expected):
+        read(captions)
+
+
+def test_captions_that_the_data_marks_as_junk(tmp_path: Path) -> None:
+    annotations = [
+        {"image_id": 7, "caption": "a dog runs on grass", "is_rejected": False},
+        {"image_id": 7, "caption": "a photo that reviewers refused", "is_rejected": True},
+        {"image_id": 8, "caption": "Quality issues are too severe.", "is_precanned": 1},
+    ]
+    found = examples(write(tmp_path / "c.json", {**COCO, "annotations": annotations}))
+    assert found == [
+        Example(
+            Path("a.jpg"), ("a dog runs on grass",), None, 7, ("a photo that reviewers refused",)
+        ),
+        Example(Path("b.jpg"), (), None, 8, ("Quality issues are too severe.",)),
+    ]
+    assert drop_junk(found) == (found[:1], 2)
+
+
+@pytest.mark.parametrize("area", [10**400, float("inf"), float("nan"), "large", [], True])
+def test_areas_that_are_no_numbers_are_named(tmp_path: Path, area: object) -> None:
+    annotations = [{"image_id": 7, "category_id": 1, "area": area}]
+    instances = write(tmp_path / "i.json", {**INSTANCES, "annotations": annotations})
+    with pytest.raises(DataError, match=r"i.json: annotations\[0\]: 'area' is .*; expected a fin"):
+        examples(write(tmp_path / "c.json", COCO), instances=instances)
 
 
 def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
-    instances = write(tmp_path / "i.json", {**INSTANCES, "annotations": [
-        {"image_id": 7, "category_id": 1, "area": None}]})  # fmt: skip
-    coco, lines = write(tmp_path / "c.json", COCO), write(tmp_path / "c.jsonl", "")
-    with pytest.raises(DataError, match=r"annotations\[0\]: 'area' is None"):
-        read(coco, tmp_path, instances=instances)
+    instances = write(tmp_path / "i.json", INSTANCES)
+    lines = write(tmp_path / "c.jsonl", {"image": "a.jpg", "captions": ["a dog"]})
     with pytest.raises(DataError, match="instances go with COCO captions"):
-        read(lines, tmp_path, instances=instances)
-    with pytest.raises(DataError, match="JSONL has no splits"):
-        read(lines, tmp_path, "train")
-    with pytest.raises(DataError, match="CSV has no splits"):
-        read(tmp_path / "c.csv", tmp_path, "train")
+        read(lines, "", instances)
+    with pytest.raises(DataError, match=r"train: no such list of names; .*c.jsonl is JSONL, with"):
+        read(lines, "train")
+    with pytest.raises(DataError, match=r"train: no such list of names; .*c.csv is CSV, without"):
+        read(write(tmp_path / "c.csv", "image,caption\na.jpg,a dog\n"), "train")
 
 
 def test_instances_are_of_the_same_photographs(tmp_path: Path) -> None:
     captions = write(tmp_path / "c.json", COCO)
-    instances = write(tmp_path / "i.json", {**INSTANCES, "images": [{"id": 8}]})
-    with pytest.raises(DataError, match=r"i.json: annotations\[0\]: no image has the id 7"):
-        read(captions, tmp_path, instances=instances)
+    instances = write(tmp_path / "i.json", INSTANCES)
     strange = [{"image_id": 9, "category_id": 1}]
-    write(instances, {**INSTANCES, "images": [{"id": 9}], "annotations": strange})
+    write(instances, {**INSTANCES, "annotations": strange})
     with pytest.raises(DataError, match=r"i.json: no annotation is of an image of .*c.json"):
-        read(captions, tmp_path, instances=instances)
+        examples(captions, instances=instances)
+    write(instances, {**INSTANCES, "annotations": [{"image_id": 7, "category_id": 3}]})
+    with pytest.raises(DataError, match=r"i.json: annotations\[0\]: no category has the id 3"):
+        examples(captions, instances=instances)
 
 
 @pytest.mark.parametrize("place", [("", "../a.jpg"), ("../x", "a.jpg"), ("x/../..", "a.jpg")])
@@ -214,7 +369,7 @@ def test_names_that_leave_the_folder_in_karpathys_form(
     entry = dict(zip(("filepath", "filename"), place, strict=True), split="train", sentences=[])
     captions = write(tmp_path / "dataset.json", {"images": [entry]})
     with pytest.raises(DataError, match=r"images\[0\]: .* leaves the image folder"):
-        read(captions, tmp_path, "train")
+        read(captions, "train")
 
 
 def test_a_cut_off_file_is_named_whatever_its_form(tmp_path: Path) -> None:
@@ -226,88 +381,114 @@ def test_a_cut_off_file_is_named_whatever_its_form(tmp_path: Path) -> None:
         ("r.csv", 'image,caption\na.jpg,"a dog"', ""),
     ]  # fmt: skip
     for name, content, split in forms:
-        read(write(tmp_path / name, content), tmp_path, split)
+        read(write(tmp_path / name, content), split)
         with pytest.raises(DataError, match=name):
-            read(write(tmp_path / name, content[:-1]), tmp_path, split)
+            read(write(tmp_path / name, content[:-1]), split)
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere.json: cannot be read"):
-        read(tmp_path / "nowhere.json", tmp_path)
+    with pytest.raises(DataError, match=r"nowhere.json: cannot be read: No such file"):
+        read(tmp_path / "nowhere.json")
     with pytest.raises(DataError, match="photos: the image folder is not there"):
-        read(tmp_path / "nowhere.json", tmp_path / "photos")
+        load(tmp_path / "nowhere.json", tmp_path / "photos")
 
 
-@pytest.mark.data
-def test_real_data(data: Path) -> None:
-    flickr, coco = data / "flickr8k", data / "coco-mini"
-    examples = read(flickr / "captions.token.txt", flickr / "images", str(flickr / "train.txt"))
-    assert len(examples) == 6000
-    kept, dropped = drop_junk(examples)
-    assert len(kept) == 6000
-    assert dropped == 15
-    found = read(coco / "captions.json", coco / "images", "", coco / "instances.json")
-    assert len(found) == 80
-    assert sum(len(example.captions) for example in found) == 400
-    assert all(example.image.is_file() for example in found)
-    assert any("sports ball" in (example.tags or ()) for example in found)
+def test_kaggles_flickr8k(tmp_path: Path) -> None:
+    text = 'image,caption\na.jpg,A dog runs .\na.jpg,"A dog , ""Rex"" , runs ."\nb.jpg,A man .\n'
+    captions = write(tmp_path / "captions.txt", text)
+    assert examples(captions) == [
+        Example(Path("a.jpg"), ("A dog runs .", 'A dog , "Rex" , runs .')),
+        Example(Path("b.jpg"), ("A man .",)),
+    ]
+    split = write(tmp_path / "Flickr_8k.testImages.txt", "b.jpg\r\n")
+    assert [e.image.name for e in examples(captions, str(split))] == ["b.jpg"]
 
 
-def coco_files(
-    folder: Path, results: object, captioned: tuple[int, ...] = (1, 2)
-) -> tuple[Path, Path]:
-    images = [{"id": i, "file_name": f"{i}.jpg"} for i in (1, 2)]
-    annotations = [{"image_id": i, "caption": f"a dog {i}"} for i in captioned]
-    captions = folder / "captions.json"
-    captions.write_text(json.dumps({"images": images, "annotations": annotations}))
-    (folder / "results.json").write_text(json.dumps(results))
-    return folder / "results.json", captions
+def test_kaggles_flickr30k(tmp_path: Path) -> None:
+    text = (
+        "image_name| comment_number| comment\n"
+        'a.jpg| 0| Two men , "friends" , wait .\n'
+        "a.jpg| 1|  A dog runs .\n"
+        "b.jpg| 4   A dog runs across the grass .\n"  # as in line 20,000 of Kaggle's file
+    )
+    captions = write(tmp_path / "results.csv", text)
+    found = read(captions)
+    assert found.examples == [
+        Example(Path("a.jpg"), ('Two men , "friends" , wait .', "A dog runs .")),
+        Example(Path("b.jpg"), ("A dog runs across the grass .",)),
+    ]
+    assert found.notes == [
+        f"{captions}: 1 rows without a bar between comment_number and comment; the first: line 4"
+    ]
 
 
-def entries(*image_ids: object) -> list[dict[str, object]]:
-    return [{"image_id": image_id, "caption": f"a cat {image_id}"} for image_id in image_ids]
+def test_flickr30ks_token_file(tmp_path: Path) -> None:
+    captions = write(tmp_path / "results_20130124.token", "1.jpg#0\tA dog .\n1.jpg#1\tThe dog .\n")
+    assert examples(captions) == [Example(Path("1.jpg"), ("A dog .", "The dog ."))]
 
 
-def test_results_are_paired_by_id(tmp_path: Path) -> None:
-    examples, captions = pair_results(*coco_files(tmp_path, entries(2, 1)))
-    assert [example.captions for example in examples] == [("a dog 1",), ("a dog 2",)]
-    assert captions == ["a cat 1", "a cat 2"]
-    examples, captions = pair_results(*coco_files(tmp_path, entries(2)), subset=True)
-    assert captions == ["a cat 2"]
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_separators_of_csv(tmp_path: Path, separator: str) -> None:
+    rows = [("Image", "Caption"), ("a.jpg", "a dog"), ("b.jpg", "a man")]
+    text = "\r\n".join(separator.join(row) for row in rows)
+    found = examples(write(tmp_path / "data.csv", text))
+    assert found == [Example(Path("a.jpg"), ("a dog",)), Example(Path("b.jpg"), ("a man",))]
 
 
-@pytest.mark.parametrize(
-    ("results", "captioned", "message"),
-    [
-        (entries(1), (1, 2), r"captions.json: .*results.json has no caption for the image id 2"),
-        (entries(1, 2, 7), (1, 2), r"results.json: .*captions.json has no caption of the .* 7$"),
-        (entries(1, 2), (1,), r"results.json: .*captions.json has no caption of the .* 2$"),
-        (entries(1, 2, 1), (1, 2), r"results.json: \[2\]: the image id 1 stands twice"),
-        (entries("x"), (1, 2), r"results.json: \[0\]: 'image_id' is 'x'"),
-        ([{"image_id": 1, "caption": None}], (1, 2), r"results.json: \[0\]: 'caption' is None"),
-        ({"image_id": 1}, (1, 2), r"results.json: expected a list of objects"),
-        ([], (1, 2), r"no caption for the image id 1 and 1 more; with --subset"),
-    ],
-)
-def test_results_that_cannot_be_paired(
-    results: object, captioned: tuple[int, ...], message: str, tmp_path: Path
-) -> None:
+def test_the_content_counts_and_not_the_ending(tmp_path: Path) -> None:
+    line = {"image": "a.jpg", "captions": ["a dog"]}
+    expected = [Example(Path("a.jpg"), ("a dog",))]
+    for name, content in (
+        ("tokens.json", "a.jpg#0\ta dog\n"),
+        ("lines.json", json.dumps(line)),
+        ("lines.txt", json.dumps(line) + "\n\n"),
+        ("table.jsonl", "image,caption\na.jpg,a dog\n"),
+    ):
+        assert examples(write(tmp_path / name, content)) == expected, name
+    coco = write(tmp_path / "coco.txt", json.dumps(COCO, indent=1))
+    assert examples(coco) == examples(write(tmp_path / "coco.json", COCO))
+
+
+def test_encodings(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    text = "a.jpg#0\ta caf\u00e9 table\r\na.jpg#1\tthe table\r\n"
+    captions = [Example(Path("a.jpg"), ("a caf\u00e9 table", "the table"))]
+    for encoding, notes in (
+        ("utf-8", []),
+        ("utf-8-sig", []),
+        ("utf-16", [f"{path}: read as UTF-16"]),
+        ("cp1252", [f"{path}:1: not UTF-8, so the file was read as Windows-1252: "]),
+    ):
+        path.write_bytes(text.encode(encoding))
+        found = read(path)
+        assert found.examples == captions, encoding
+        assert [note[: len(start)] for note, start in zip(found.notes, notes, strict=True)] == notes
+    assert r"a caf\xe9 table" in found.notes[0]
+    for content, message in (
+        (text.encode("utf-16-le"), "x.txt: cannot be read as text: .*UTF-16 without a byte order"),
+        (b"\xff\xfea", "x.txt: cannot be read as text: .*utf-16"),
+        (b"a.jpg#0\ta dog\nb.jpg#0\t\x81\n", r"x.txt:2: .*neither UTF-8 nor Windows-1252: b'b.jpg"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=message):
+            read(path)
+
+
+def test_a_list_of_names_may_be_spelled_otherwise(tmp_path: Path) -> None:
+    captions = write(tmp_path / "x.txt", "d/a.jpg#0\tA dog\nd/b.jpg#0\tA man\nd/B.jpg#0\tA hat\n")
+    split = tmp_path / "list.txt"
+    split.write_bytes("C:\\data\\d\\a.jpg\r\nd/b.jpg\r\n".encode("utf-16"))
+    found = read(captions, str(split))
+    assert [e.captions for e in found.examples] == [("A dog",), ("A man",)]
+    assert found.notes == [
+        f"{split}: read as UTF-16",
+        f"{split}: 1 photograph found under a name that differs by the folders before it: "
+        r"'C:\\data\\d\\a.jpg' is 'd/a.jpg'",
+    ]
+    write(split, "d/a.jpg\nc.jpg\nD/b.JPG\n")
+    message = r"list.txt:2: 'c.jpg' has no caption in .*x.txt; line 3: 'D/b.JPG' is unclear: 'd/b"
     with pytest.raises(DataError, match=message):
-        pair_results(*coco_files(tmp_path, results, captioned))
-
-
-def test_an_empty_subset_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"results.json: holds no caption of an image of"):
-        pair_results(*coco_files(tmp_path, []), subset=True)
-
-
-def test_a_photograph_without_captions_is_named(tmp_path: Path) -> None:
-    _, captions = coco_files(tmp_path, [], captioned=(2,))
-    for name in ("1.jpg", "2.jpg"):
-        (tmp_path / name).touch()
-    examples, left_out = load(captions, tmp_path)
-    assert [example.image_id for example in examples] == [2]
-    assert left_out == {str(tmp_path / "1.jpg"): f"{captions} has no caption of it"}
+        read(captions, str(split))
 
 
 def test_karpathys_ids(tmp_path: Path) -> None:
@@ -318,8 +499,27 @@ def test_karpathys_ids(tmp_path: Path) -> None:
         ]
         return write(tmp_path / "dataset.json", {"images": images})
 
-    assert [e.image_id for e in read(karpathy(42, 7), tmp_path, "test")] == [42, 7]
+    assert [e.image_id for e in examples(karpathy(42, "7", None), "test")] == [42, 7, None]
     with pytest.raises(DataError, match=r"images\[1\]: the image id 42 stands twice"):
-        read(karpathy(42, 42), tmp_path, "test")
-    with pytest.raises(DataError, match=r"images\[0\]: 'cocoid' is '42'"):
-        read(karpathy("42"), tmp_path, "test")
+        read(karpathy(42, "42"), "test")
+    with pytest.raises(DataError, match=r"images\[0\]: 'cocoid' is \[\]; expected a whole number"):
+        read(karpathy([]), "test")
+
+
+@pytest.mark.data
+def test_real_data(data: Path) -> None:
+    flickr, coco = data / "flickr8k", data / "coco-mini"
+    found = examples(flickr / "captions.token.txt", str(flickr / "train.txt"))
+    assert len(found) == 6000
+    useful, dropped = drop_junk(found)
+    assert len(useful) == 6000
+    assert dropped == 15
+    found, missing, uncaptioned, notes = load(
+        coco / "captions.json", coco / "images", "", coco / "instances.json"
+    )
+    assert missing == uncaptioned == {}
+    assert notes == []
+    assert len(found) == 80
+    assert sum(len(example.captions) for example in found) == 400
+    assert all(example.image.is_file() for example in found)
+    assert any("sports ball" in (example.tags or ()) for example in found)

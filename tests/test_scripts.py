@@ -89,6 +89,28 @@ def test_captions_that_are_written_score_the_same_without_a_model(shapes: Path, 
     assert ids == [image["id"] for image in json.loads(Path(captions).read_text())["images"]]
 
 
+def test_what_captioner_writes_is_scored(shapes: Path, best: Path, tmp_path: Path) -> None:
+    # Without a model: the first reference of each photograph, as captioner's own JSONL.
+    data = json.loads((shapes / "val.json").read_text())
+    names = {image["id"]: image["file_name"] for image in data["images"]}
+    texts = {a["image_id"]: a["caption"] for a in reversed(data["annotations"])}
+    records = [{"image": f"./{names[i].upper()}", "caption": texts[i]} for i in names]
+    records.append({"image": "other.jpg", "error": "an empty file"})
+    (tmp_path / "out.jsonl").write_text("\n".join(map(json.dumps, records)))
+    captions = ["--captions", str(shapes / "val.json")]
+    said = run("evaluate", str(tmp_path / "out.jsonl"), *captions)
+    assert "bleu_1           1.0000" in said
+    assert "15 photographs found under a name that differs by upper and lower case" in said
+    assert "1 records of errors, which have no caption" in said
+    (tmp_path / "split.txt").write_text("\r\n".join([*names.values()][:3]))
+    split = ["--split", str(tmp_path / "split.txt")]
+    said = run("evaluate", str(tmp_path / "out.jsonl"), *captions, *split, status=2)
+    assert "has no caption of './" in said
+    said = run("evaluate", str(tmp_path / "out.jsonl"), *captions, *split, "--subset")
+    assert "photographs      3\n" in said
+    assert "12 captions are of images without references, left out" in said
+
+
 def test_what_would_spoil_an_evaluation_is_found_first(shapes: Path, best: Path) -> None:
     images, captions = str(shapes / "images"), str(shapes / "val.json")
     model = [str(best), "--images", images, "--captions", captions]
@@ -170,7 +192,8 @@ def test_data_is_checked_before_training(tmp_path: Path) -> None:
     said = run("check_data", config, *settings, "--json", str(report), status=1)
     assert "problems found: 1\n" in said
     found = json.loads(report.read_text())
-    assert found["train"]["missing"] == [str(tmp_path / "shapes" / "images" / "000000.jpg")]
+    gone = str(tmp_path / "shapes" / "images" / "000000.jpg")
+    assert found["train"]["missing"] == {gone: "it is missing"}
     (tmp_path / "shapes" / "train.json").write_text('{"images": [')
     said = run("check_data", config, *settings, status=2)
     assert said.startswith("check_data.py: ")

@@ -74,6 +74,18 @@ def test_sources_are_put_together(two: DataConfig) -> None:
     ]
 
 
+def test_names_that_are_spelled_otherwise_are_told(two: DataConfig) -> None:
+    captions = Path(two.sources[1].captions)
+    captions.write_text(captions.read_text().replace("red.png", "RED.PNG"))
+    data = read(two)
+    assert str(data.train[2].image).endswith("b/red.png")
+    assert data.notes[1:3] == [
+        f"train, data.sources.1: {captions}: 1 photograph found under a name that differs by "
+        "upper and lower case: 'RED.PNG' is 'red.png'",
+        "train, data.sources.1: 5 photographs",
+    ]
+
+
 def test_the_plain_keys_are_one_source(two: DataConfig) -> None:
     source = two.sources[1]
     plain = replace(two, sources=(), images=source.images, captions=source.captions)

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
-from pathlib import Path
 from statistics import quantiles
 
 from tqdm import tqdm
 
 from captioner.config import Config, DataConfig, Preprocessing
-from captioner.data.example import is_junk
+from captioner.data.example import Example, is_junk
+from captioner.data.names import MISSING
 from captioner.data.sources import Source, read_sources
 from captioner.data.tokenizer import tokenize
 from captioner.data.vocabulary import Vocabulary
@@ -27,6 +27,8 @@ from captioner.photos.workers import Found, read_ahead
 __all__ = ["Audit", "Coverage", "SplitAudit", "audit", "summary"]
 
 _SHOWN = 5
+# So many photographs with one caption are worth a look; people rarely agree so often by chance.
+_MANY = 10
 _TIMEOUT = 30.0
 
 
@@ -38,14 +40,19 @@ class SplitAudit:
     photographs: int
     """How many have captions and a file."""
     captions: int
-    missing: list[str]
+    missing: dict[str, str]
+    """Captioned photographs that are not there, and why."""
     uncaptioned: list[str]
     broken: dict[str, str]
     """Photographs that cannot be opened, and why."""
     duplicates: list[list[str]]
     """Photographs that are the same, or one that stands twice."""
     junk: list[tuple[str, str]]
-    """Captions that say nothing, each after its photograph."""
+    """Captions that say nothing, or that the data marks as such, each after its photograph."""
+    shared: list[tuple[str, int]]
+    """Other captions that many photographs share word for word, and how many do."""
+    notes: list[str]
+    """What is odd about the files, and names that differ from those of the photographs."""
     lengths: dict[int, int]
     """How many of the other captions have so many words."""
 
@@ -159,21 +166,32 @@ def _split(
     broken: Mapping[str, str],
 ) -> SplitAudit:
     examples = [example for source in sources for example in source.examples]
-    left_out = [path for source in sources for path in source.left_out]
-    missing = dict.fromkeys(path for path in left_out if not Path(path).is_file())
     paths = dict.fromkeys(str(example.image) for example in examples)
-    captions = [(str(e.image), caption) for e in examples for caption in e.captions]
+    captions = [(str(e.image), c) for e in examples for c in e.captions]
+    marked = [(str(e.image), c) for e in examples for c in e.junk]
     return SplitAudit(
         name,
         len(examples),
         len(captions),
-        list(missing),
-        [path for path in left_out if path not in missing],
+        {path: why for source in sources for path, why in source.missing.items()},
+        [path for source in sources for path in source.uncaptioned],
         {path: broken[path] for path in paths if path in broken},
         [same for same in places.values() if len(same) > 1],
-        [(path, caption) for path, caption in captions if is_junk(caption)],
+        [(path, caption) for path, caption in captions if is_junk(caption)] + marked,
+        _shared(examples),
+        [note for source in sources for note in source.notes],
         dict(sorted(Counter(map(len, words)).items())),
     )
+
+
+def _shared(examples: Sequence[Example]) -> list[tuple[str, int]]:
+    """Return the captions of many photographs, whatever their case and punctuation."""
+    photographs = Counter(
+        caption
+        for example in examples
+        for caption in {" ".join(tokenize(c)) for c in example.captions if not is_junk(c)}
+    )
+    return [(caption, count) for caption, count in photographs.most_common() if count >= _MANY]
 
 
 def _coverage(
@@ -199,6 +217,7 @@ def summary(found: Audit, data: DataConfig) -> Iterator[str]:
     """Yield the lines a person reads: of each problem how many, and the first few."""
     for split in (found.train, found.val):
         yield f"{split.name}: {split.photographs:,} photographs, {split.captions:,} captions"
+        yield from (f"  {printable(note)}" for note in split.notes)
         yield from _photograph_lines(split)
         yield from _caption_lines(split, data.max_words)
         pixels, features = (
@@ -213,7 +232,8 @@ def summary(found: Audit, data: DataConfig) -> Iterator[str]:
 
 
 def _photograph_lines(split: SplitAudit) -> Iterator[str]:
-    yield from _listed("missing photographs", len(split.missing), split.missing)
+    missing = [path if why == MISSING else f"{path}: {why}" for path, why in split.missing.items()]
+    yield from _listed("missing photographs", len(missing), missing)
     yield from _listed("photographs without a caption", len(split.uncaptioned), split.uncaptioned)
     reasons = [f"{path}: {why}" for path, why in split.broken.items()]
     yield from _listed("broken photographs", len(reasons), reasons)
@@ -225,6 +245,8 @@ def _photograph_lines(split: SplitAudit) -> Iterator[str]:
 def _caption_lines(split: SplitAudit, max_words: int) -> Iterator[str]:
     junk = [f"{path}: {caption!r}" for path, caption in split.junk]
     yield from _listed("junk captions", len(junk), junk)
+    shared = [f"{caption!r}: {count:,} photographs" for caption, count in split.shared]
+    yield from _listed(f"captions that {_MANY} photographs or more share", len(shared), shared)
     lengths = list(Counter(split.lengths).elements())
     if len(lengths) > 1:
         cuts = quantiles(lengths, n=20, method="inclusive")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-__all__ = ["DataError", "Example", "drop_junk", "drop_missing", "is_junk"]
+__all__ = ["DataError", "Example", "ImageId", "coco_image_id", "drop_junk", "is_junk"]
+
+ImageId = int | str
+"""An image's id, as its data has it."""
 
 # What annotators wrote when the photograph did not load, or when they had nothing to say.
 _JUNK_PHRASES = re.compile(
@@ -26,14 +29,24 @@ class DataError(ValueError):
 class Example:
     """One photograph with its captions, as its annotation file has it.
 
+    ``image`` is the name in the annotation file, or the photograph's path once it has been found.
     ``tags`` is ``None`` where the data names no objects; tags then come from the captions.
-    ``image_id`` is the data's own, or the place in it from 1.
+    ``image_id`` is ``None`` where the data has no ids. ``junk`` holds the captions that the data
+    itself marks as useless; they are not in ``captions``.
     """
 
     image: Path
     captions: tuple[str, ...]
     tags: tuple[str, ...] | None = None
-    image_id: int | None = None
+    image_id: ImageId | None = None
+    # Without influence on training, and so not part of the hash of a run's data.
+    junk: tuple[str, ...] = field(default=(), repr=False)
+
+
+def coco_image_id(path: str) -> int | None:
+    """Return the integer that ends a file's stem: 139 for ``COCO_val2014_000000000139.jpg``."""
+    match = re.search(r"(?<![0-9])[0-9]{1,18}\Z", Path(path).stem)
+    return None if match is None else int(match.group())
 
 
 def is_junk(caption: str) -> bool:
@@ -47,23 +60,11 @@ def drop_junk(examples: Iterable[Example]) -> tuple[list[Example], int]:
 
     An example that has no caption left is dropped with them.
     """
-    kept: list[Example] = []
+    useful: list[Example] = []
     dropped = 0
     for example in examples:
         captions = tuple(c for c in example.captions if not is_junk(c))
-        dropped += len(example.captions) - len(captions)
+        dropped += len(example.captions) - len(captions) + len(example.junk)
         if captions:
-            kept.append(replace(example, captions=captions))
-    return kept, dropped
-
-
-def drop_missing(examples: Iterable[Example]) -> tuple[list[Example], list[Path]]:
-    """Return the examples whose photograph is there, and the paths of those that are not."""
-    kept: list[Example] = []
-    missing: list[Path] = []
-    for example in examples:
-        if example.image.is_file():
-            kept.append(example)
-        else:
-            missing.append(example.image)
-    return kept, missing
+            useful.append(replace(example, captions=captions))
+    return useful, dropped

@@ -36,14 +36,17 @@ class Part(NamedTuple):
 class Source:
     """One source as it was read: its captioned photographs, junk captions included.
 
-    ``left_out`` says of each of its other photographs why it is not among them.
+    ``missing`` and ``uncaptioned`` say why each of its other photographs is not among them, and
+    ``notes`` what is odd about its files.
     """
 
     name: str
     captions: str
     weight: float
     examples: list[Example]
-    left_out: dict[str, str]
+    missing: dict[str, str]
+    uncaptioned: dict[str, str]
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -90,9 +93,10 @@ def read_data(config: Config) -> Data:
 
 
 def _notes(source: Source) -> Iterator[str]:
-    left_out = source.left_out
+    yield from (f"{source.name}: {printable(note)}" for note in source.notes)
+    left_out = source.uncaptioned | source.missing
     for path, why in islice(left_out.items(), _NAMED):
-        yield f"{source.name}: left out {printable(path)}: {why}"
+        yield f"{source.name}: left out {printable(path)}: {printable(why)}"
     without = f", {len(left_out)} left out" if left_out else ""
     yield f"{source.name}: {len(source.examples)} photographs{without}"
 
@@ -128,5 +132,5 @@ def _check_set(source: DataSource, place: str) -> None:
 def _read(name: str, source: DataSource) -> Source:
     instances = Path(source.instances) if source.instances else None
     images, captions = Path(source.images), Path(source.captions)
-    examples, left_out = readers.load(captions, images, source.split, instances)
-    return Source(name, source.captions, source.weight, examples, left_out)
+    loaded = readers.load(captions, images, source.split, instances)
+    return Source(name, source.captions, source.weight, *loaded)

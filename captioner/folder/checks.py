@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 
+from captioner.data.example import coco_image_id
 from captioner.files import check_replaceable
-from captioner.folder.outputs import FORMS, coco_image_id
+from captioner.folder.outputs import FORMS
 from captioner.folder.report import is_report
 from captioner.folder.sidecars import sidecar_path
 from captioner.photos.workers import Found

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import os
-import re
 from collections.abc import Callable, Iterable
 from io import FileIO, StringIO
 from pathlib import Path
 from typing import IO, Protocol
 
 from captioner.data.csv_cells import BETWEEN_TAGS, csv_cell
+from captioner.data.example import coco_image_id
 from captioner.files import Record, append, as_json, printable, replacing
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "LinesFile",
     "Output",
     "TerminalStream",
-    "coco_image_id",
     "csv_line",
     "json_line",
     "output_file",
@@ -188,9 +187,3 @@ def csv_line(record: Record) -> bytes:
 def tag_list(record: Record) -> str:
     """Return the names of a record's tags, with commas between."""
     return BETWEEN_TAGS.join(tag["name"] for tag in record.get("tags", ()))
-
-
-def coco_image_id(path: str) -> int | None:
-    """Return the integer that ends a file's stem: 139 for ``COCO_val2014_000000000139.jpg``."""
-    match = re.search(r"[0-9]+$", Path(path).stem)
-    return None if match is None else int(match.group())

@@ -1,131 +1,128 @@
-"""COCO's JSON: captions, instances (whose categories are the tags), and results."""
+"""COCO's JSON: captions, and instances, whose categories are the tags."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from captioner.data.example import DataError, Example
+from captioner.data.example import DataError, Example, ImageId
 from captioner.data.readers.entries import (
-    field,
-    load_json,
+    NULL_CAPTIONS,
+    Annotations,
+    Problems,
+    as_number,
+    load_text,
     objects,
-    photograph_path,
+    parsed,
 )
+from captioner.settings import shown
 
-__all__ = ["pair_results", "read_coco", "read_results"]
+__all__ = ["read_coco"]
+
+# VizWiz-Captions' marks: a stock phrase for a bad photograph, or a caption that reviewers refused.
+_JUNK_MARKS = ("is_precanned", "is_rejected")
+_ORPHANS = "annotations of images that are not listed, passed over"
 
 
-def read_coco(captions: Path, images: Path, instances: Path | None = None) -> list[Example]:
-    """Read a COCO captions file and, for the tags, a COCO instances file of the same photographs.
+def read_coco(captions: Path, data: Any, instances: Path | None = None) -> Annotations:
+    """Read COCO captions and, for the tags, a COCO instances file of the same photographs.
 
     Tags are category names, the one that covers most of the photograph first. An image that no
-    annotation is of has no captions.
-    Source: Lin et al., "Microsoft COCO" (2014), https://cocodataset.org/#format-data.
-    Raises ``DataError`` for a file that is not of that form, an annotation of an unknown image, or
-    instances of none of the photographs.
+    annotation is of has no captions. An annotation of an image that is not listed is passed over,
+    and so is a caption that is null.
+    Sources: Lin et al., "Microsoft COCO" (2014), https://cocodataset.org/#format-data; Gurari et
+    al., "Captioning Images Taken by People Who Are Blind" (2020), for the marks of junk.
+
+    Args:
+        captions: The captions file.
+        data: What it holds.
+        instances: The instances file.
+
+    Raises:
+        DataError: An entry cannot be used, no annotation is of a listed image, or the instances
+            are of none of them.
     """
-    data = load_json(captions)
-    if isinstance(data, dict) and "annotations" not in data and _is_karpathy(data.get("images")):
-        raise DataError(f"{captions}: is of Karpathy's form; say which split, such as 'train'")
-    paths: dict[int, Path] = {}
-    for index, image in enumerate(objects(data, "images", captions)):
-        where = f"{captions}: images[{index}]"
-        image_id = field(image, "id", int, where)
-        if image_id in paths:
-            raise DataError(f"{where}: the image id {image_id} stands twice")
-        paths[image_id] = photograph_path(images, image.get("file_name"), where)
-    texts: dict[int, list[str]] = defaultdict(list)
-    for index, annotation in enumerate(objects(data, "annotations", captions)):
-        where = f"{captions}: annotations[{index}]"
-        image_id = field(annotation, "image_id", int, where)
-        if image_id not in paths:
-            raise DataError(f"{where}: no image has the id {image_id}")
-        texts[image_id].append(field(annotation, "caption", str, where))
-    tags = None if instances is None else _coco_tags(instances)
-    if instances is not None and tags is not None and not tags.keys() & paths.keys():
+    problems = Problems(captions)
+    names = _image_names(problems, objects(data, "images", captions))
+    texts, junk = _captions(problems, objects(data, "annotations", captions), names)
+    problems.check()
+    tags = None if instances is None else _read_tags(instances)
+    if tags is not None and not tags.keys() & names.keys():
         raise DataError(f"{instances}: no annotation is of an image of {captions}")
-    return [
-        Example(path, tuple(texts[i]), None if tags is None else tags.get(i, ()), i)
-        for i, path in paths.items()
+    examples = [
+        Example(name, tuple(texts[i]), None if tags is None else tags.get(i, ()), i, tuple(junk[i]))
+        for i, name in names.items()
     ]
+    return Annotations(examples, problems.notes())
 
 
-def _is_karpathy(images: Any) -> bool:
-    return isinstance(images, list) and any("sentences" in i for i in images if isinstance(i, dict))
+def _image_names(problems: Problems, images: list[dict[str, Any]]) -> dict[ImageId, Path]:
+    """Return the name of each image by its id; ``Path()`` where it has none."""
+    names: dict[ImageId, Path] = {}
+    for index, image in enumerate(images):
+        place = f"images[{index}]"
+        image_id = problems.image_id(place, image, "id")
+        # Captions are scored by ids alone, so that whoever needs a photograph asks for its name.
+        named = image.get("file_name") is not None
+        name = problems.name(place, image["file_name"]) if named else Path()
+        if image_id in names:
+            problems.add(place, f"the image id {shown(image_id)} stands twice")
+        elif image_id is not None and name is not None:
+            names[image_id] = name
+    return names
 
 
-def _coco_tags(path: Path) -> dict[int, tuple[str, ...]]:
-    data = load_json(path)
-    names: dict[int, str] = {}
+def _captions(
+    problems: Problems, annotations: list[dict[str, Any]], names: dict[ImageId, Path]
+) -> tuple[dict[ImageId, list[str]], dict[ImageId, list[str]]]:
+    """Return the captions of each image, and those that are marked as junk."""
+    texts: dict[ImageId, list[str]] = defaultdict(list)
+    junk: dict[ImageId, list[str]] = defaultdict(list)
+    orphan = ""
+    for index, annotation in enumerate(annotations):
+        place = f"annotations[{index}]"
+        image_id = problems.image_id(place, annotation, "image_id")
+        if image_id is not None and image_id not in names:
+            orphan = orphan or f"{place} is of {shown(annotation['image_id'])}"
+            problems.count(place, _ORPHANS)
+        elif annotation.get("caption", "") is None:
+            problems.count(place, NULL_CAPTIONS)
+        else:
+            text = problems.text(place, annotation, "caption")
+            if image_id is not None and text is not None:
+                marked = any(annotation.get(mark) for mark in _JUNK_MARKS)
+                (junk if marked else texts)[image_id].append(text)
+    if orphan and not texts and not junk:
+        first = shown(next(iter(names), None))
+        problems.add("annotations", f"none is of a listed image: {orphan}, images[0] is {first}")
+    return texts, junk
+
+
+def _read_tags(path: Path) -> dict[ImageId, tuple[str, ...]]:
+    """Return the names of the categories on each image, the one of the largest area first."""
+    data, problems = parsed(load_text(path)), Problems(path)
+    names: dict[ImageId, str] = {}
     for index, category in enumerate(objects(data, "categories", path)):
-        where = f"{path}: categories[{index}]"
-        names[field(category, "id", int, where)] = field(category, "name", str, where)
-    # Whoever writes instances alone may leave the images out.
-    listed = objects(data, "images", path) if "images" in data else None
-    known = {field(i, "id", int, f"{path}: images[{n}]") for n, i in enumerate(listed or ())}
-    areas: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        category_id = problems.image_id(f"categories[{index}]", category, "id")
+        name = problems.text(f"categories[{index}]", category, "name")
+        if category_id is not None and name is not None:
+            names[category_id] = name
+    areas: dict[ImageId, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for index, annotation in enumerate(objects(data, "annotations", path)):
-        where = f"{path}: annotations[{index}]"
-        category_id = field(annotation, "category_id", int, where)
-        if category_id not in names:
-            raise DataError(f"{where}: no category has the id {category_id}")
-        image_id = field(annotation, "image_id", int, where)
-        if listed is not None and image_id not in known:
-            raise DataError(f"{where}: no image has the id {image_id}")
-        area = field(annotation, "area", (int, float), where) if "area" in annotation else 0.0
-        areas[image_id][names[category_id]] += area
+        place = f"annotations[{index}]"
+        image_id = problems.image_id(place, annotation, "image_id")
+        category_id = problems.image_id(place, annotation, "category_id")
+        # An object without an area comes last.
+        area = 0.0 if annotation.get("area") is None else as_number(annotation["area"])
+        if area is None:
+            problems.wrong(place, "area", annotation, "a finite number")
+        elif category_id is not None and category_id not in names:
+            problems.add(place, f"no category has the id {shown(category_id)}")
+        elif image_id is not None and category_id is not None:
+            areas[image_id][names[category_id]] += area
+    problems.check()
     return {
         image_id: tuple(sorted(counts, key=lambda name: (-counts[name], name)))
         for image_id, counts in areas.items()
     }
-
-
-def read_results(path: Path) -> dict[int, str]:
-    """Read a COCO results file, ``[{"image_id", "caption"}]``: the caption of each image id.
-
-    Raises ``DataError`` for a file of another form, or an image id that stands twice.
-    """
-    entries = load_json(path)
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise DataError(f"{path}: expected a list of objects with 'image_id' and 'caption'")
-    captions: dict[int, str] = {}
-    for index, entry in enumerate(entries):
-        where = f"{path}: [{index}]"
-        image_id = field(entry, "image_id", int, where)
-        if image_id in captions:
-            raise DataError(f"{where}: the image id {image_id} stands twice")
-        captions[image_id] = field(entry, "caption", str, where)
-    return captions
-
-
-def pair_results(
-    results: Path, captions: Path, subset: bool = False
-) -> tuple[list[Example], list[str]]:
-    """Return the photographs of a COCO captions file, and their captions in a results file.
-
-    With ``subset`` only those that the results file has. Raises ``DataError`` for an image id of
-    either file that the other does not have.
-    """
-    written = read_results(results)
-    examples = [example for example in read_coco(captions, Path()) if example.captions]
-    unknown = sorted(written.keys() - {example.image_id for example in examples})
-    if unknown:
-        raise DataError(f"{results}: {captions} has no caption of {_listed(unknown)}")
-    missing = [e.image_id for e in examples if e.image_id not in written and e.image_id is not None]
-    if missing and not subset:
-        raise DataError(
-            f"{captions}: {results} has no caption for {_listed(missing)}; "
-            "with --subset only the images of the results are scored"
-        )
-    paired = [e for e in examples if e.image_id in written]
-    if not paired:
-        raise DataError(f"{results}: holds no caption of an image of {captions}")
-    return paired, [written[e.image_id] for e in paired if e.image_id is not None]
-
-
-def _listed(image_ids: Sequence[int]) -> str:
-    others = f" and {len(image_ids) - 1} more" if len(image_ids) > 1 else ""
-    return f"the image id {image_ids[0]}{others}"

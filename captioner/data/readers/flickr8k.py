@@ -1,40 +1,40 @@
-"""Flickr8k's ``token.txt`` and its split lists."""
+"""Flickr8k's ``token.txt``, which is also the form of Flickr30k's ``results_20130124.token``."""
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from pathlib import Path
 
-from captioner.data.example import DataError, Example
-from captioner.data.readers.entries import (
-    numbered_lines,
-    photograph_path,
-)
+from captioner.data.example import Example
+from captioner.data.readers.entries import Annotations, Problems, Text
+from captioner.settings import shown
 
-__all__ = ["read_flickr8k"]
+__all__ = ["is_token_line", "read_flickr8k"]
+
+_LINE = re.compile(r"(?P<name>[^\t]*)#[^#\t]*\t(?P<caption>.*)")
 
 
-def read_flickr8k(captions: Path, images: Path, split: Path | None = None) -> list[Example]:
-    """Read Flickr8k's ``token.txt`` (``NAME.jpg#0<TAB>caption``) for the names on a split list.
+def is_token_line(line: str) -> bool:
+    """Whether a line is of this form: ``NAME#N<TAB>caption``."""
+    return _LINE.fullmatch(line) is not None
 
-    Source: Hodosh, Young and Hockenmaier, JAIR 47 (2013). Raises ``DataError`` for a line of
-    another form, or a name on the split list that has no caption.
+
+def read_flickr8k(text: Text) -> Annotations:
+    """Read lines of ``NAME.jpg#0<TAB>caption``.
+
+    Source: Hodosh, Young and Hockenmaier, JAIR 47 (2013). Raises ``DataError`` for lines of
+    another form.
     """
-    texts: dict[str, list[str]] = defaultdict(list)
-    for number, line in numbered_lines(captions):
-        key, tab, caption = line.partition("\t")
-        name, hash_sign, _ = key.rpartition("#")
-        if not tab or not hash_sign:
-            raise DataError(f"{captions}:{number}: expected NAME#N<TAB>caption, found {line!r}")
-        texts[name].append(caption.strip())
-    if split is None:
-        names = [(str(captions), name) for name in texts]
-    else:
-        names = [(f"{split}:{number}", line.strip()) for number, line in numbered_lines(split)]
-    for where, name in names:
-        if name not in texts:
-            raise DataError(f"{where}: {name!r} has no caption in {captions}")
-    return [
-        Example(photograph_path(images, name, where), tuple(texts[name]), image_id=number)
-        for number, (where, name) in enumerate(names, 1)
-    ]
+    problems = Problems(text.path)
+    texts: dict[Path, list[str]] = defaultdict(list)
+    for number, line in text.lines():
+        match = _LINE.fullmatch(line)
+        if match is None:
+            problems.add(number, f"expected NAME#N<TAB>caption, found {shown(line)}")
+            continue
+        name = problems.name(number, match["name"])
+        if name is not None:
+            texts[name].append(match["caption"].strip())
+    problems.check()
+    return Annotations([Example(name, tuple(lines)) for name, lines in texts.items()], [])

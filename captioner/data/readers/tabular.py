@@ -1,93 +1,181 @@
-"""Tables of photographs and captions: JSONL and CSV."""
+"""Tables of photographs and captions: JSONL, and CSV with any separator."""
 
 from __future__ import annotations
 
 import csv
-import json
+import io
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from captioner.data.csv_cells import csv_tags, csv_text
 from captioner.data.example import DataError, Example
-from captioner.data.readers.entries import (
-    numbered_lines,
-    photograph_path,
-)
+from captioner.data.readers.entries import Annotations, Problems, Text
+from captioner.files import from_json
+from captioner.settings import shown
 
-__all__ = ["read_csv", "read_jsonl"]
+__all__ = ["Table", "csv_rows", "json_lines", "read_csv", "read_jsonl", "table_of", "table_of_text"]
+
+_IMAGE_COLUMNS = ("image", "image_name", "file_name", "filename")
+_CAPTION_COLUMNS = ("caption", "comment", "text")
+_SEPARATORS = ",;\t|"
 
 
-def read_jsonl(captions: Path, images: Path) -> list[Example]:
+class Table(NamedTuple):
+    """The form of a CSV file, by its head."""
+
+    separator: str
+    columns: tuple[str, ...]
+    image: str
+    caption: str
+
+
+def table_of(head: str) -> Table | None:
+    """Return the form of a CSV file whose first line is ``head``; ``None`` for no such head.
+
+    The image column is "image" (captioner, Kaggle's Flickr8k), "image_name" (Kaggle's Flickr30k),
+    "file_name" or "filename"; the caption column is "caption", "comment" or "text".
+    """
+    for separator in _SEPARATORS:
+        cells = next(csv.reader([head], delimiter=separator), [])
+        columns = tuple(cell.strip().lower() for cell in cells)
+        image = [column for column in columns if column in _IMAGE_COLUMNS]
+        caption = [column for column in columns if column in _CAPTION_COLUMNS]
+        if len(image) == len(caption) == 1 and len({*columns}) == len(columns):
+            return Table(separator, columns, image[0], caption[0])
+    return None
+
+
+def json_lines(text: Text, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number and the object of each line; any other line is a problem."""
+    for number, line in text.lines():
+        try:
+            entry = from_json(line)
+        except ValueError as error:
+            problems.add(number, f"not JSON: {error}")
+            continue
+        if isinstance(entry, dict):
+            yield number, entry
+        else:
+            problems.add(number, f"expected an object, found {shown(entry)}")
+
+
+def read_jsonl(text: Text) -> Annotations:
     """Read one ``{"image": …, "captions": […], "tags": […]}`` a line; ``tags`` may be missing.
 
-    Raises ``DataError`` that names the line that is not of that form.
+    Raises ``DataError`` that names the lines that are not of that form.
     """
+    problems = Problems(text.path)
     examples: list[Example] = []
-    for number, line in numbered_lines(captions):
-        where = f"{captions}:{number}"
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: not JSON: {error}") from error
-        if not isinstance(entry, dict):
-            raise DataError(f"{where}: expected an object, found {line!r}")
-        tags = entry.get("tags")
-        examples.append(
-            Example(
-                photograph_path(images, entry.get("image"), where),
-                _strings(entry.get("captions"), f"{where}: 'captions'"),
-                None if tags is None else _strings(tags, f"{where}: 'tags'"),
-                len(examples) + 1,
-            )
-        )
-    return examples
+    for number, entry in json_lines(text, problems):
+        name = problems.name(number, entry.get("image"))
+        captions = _texts(problems, number, entry, "captions")
+        tags = None if entry.get("tags") is None else _texts(problems, number, entry, "tags")
+        examples.append(Example(name or Path(), captions, tags))
+    problems.check()
+    return Annotations(examples, problems.notes())
 
 
-def _strings(values: object, where: str) -> tuple[str, ...]:
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise DataError(f"{where}: expected a list of strings, found {values!r}")
-    return tuple(values)
+def _texts(problems: Problems, place: int, entry: dict[str, Any], key: str) -> tuple[str, ...]:
+    values = entry.get(key)
+    if not isinstance(values, list) or not all(isinstance(v, str | None) for v in values):
+        problems.wrong(place, key, entry, "a list of texts")
+        return ()
+    for value in values:
+        if value is None:
+            problems.count(place, f"{key} that are null, passed over")
+    return tuple(value for value in values if value is not None)
 
 
-def read_csv(captions: Path, images: Path) -> list[Example]:
-    """Read columns ``image`` and ``caption``, one caption a row, and ``tags`` where there is one.
+def read_csv(text: Text) -> Annotations:
+    """Read an image and a caption a row, and ``tags`` where there is such a column.
 
     Rows of one image are put together. What ``captioner caption --output FILE.csv`` writes is of
     this form: tags stand between commas, an apostrophe before a formula is taken off, and an error
     record is a photograph without a caption. A ``tags`` column that is empty in every row is none.
-    Raises ``DataError`` that names the row which is not of that form.
+    Raises ``DataError`` that names the rows which are not of that form.
     """
+    table, problems = table_of_text(text), Problems(text.path)
     texts: dict[Path, list[str]] = defaultdict(list)
     tags: dict[Path, list[str]] = defaultdict(list)
-    for where, row in _csv_rows(captions):
-        path = photograph_path(images, csv_text(row["image"]), where)
-        texts[path] += filter(None, [csv_text(row["caption"]).strip()])
-        tags[path] += csv_tags(row.get("tags", ""))
+    for number, row in csv_rows(text, table, problems):
+        name = problems.name(number, row[table.image])
+        if name is not None:
+            texts[name] += filter(None, [row[table.caption].strip()])
+            tags[name] += csv_tags(row.get("tags", ""))
+    problems.check()
     tagged = any(tags.values())
-    return [
-        Example(path, tuple(lines), tuple(dict.fromkeys(tags[path])) if tagged else None, number)
-        for number, (path, lines) in enumerate(texts.items(), 1)
+    examples = [
+        Example(name, tuple(lines), tuple(dict.fromkeys(tags[name])) if tagged else None)
+        for name, lines in texts.items()
     ]
+    return Annotations(examples, problems.notes())
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    line = 1
+def csv_rows(text: Text, table: Table, problems: Problems) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield the line on which each row begins and its cells by column; other rows are problems.
+
+    The cells of the image and the caption are texts, without the apostrophe before a formula.
+    """
+    # Flickr30k's captions have quotes, but none that mean something to CSV.
+    reader = csv.reader(
+        io.StringIO(text.content, newline=""),
+        delimiter=table.separator,
+        strict=True,
+        quoting=csv.QUOTE_NONE if table.separator == "|" else csv.QUOTE_MINIMAL,
+    )
+    line, in_head = 1, True
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            head = next(reader, [])
-            if not {"image", "caption"} <= {*head} or len({*head}) < len(head):
-                raise DataError(f"{path}:1: expected the columns image and caption, found {head}")
-            line = reader.line_num + 1
-            for cells in reader:
-                where, line = f"{path}:{line}", reader.line_num + 1
-                if cells and len(cells) != len(head):
-                    found = f"{len(cells)} cells where the head has {len(head)}"
-                    raise DataError(f"{where}: {found}; a text with a comma stands in quotes")
-                if cells:
-                    yield where, dict(zip(head, cells, strict=True))
+        for cells in reader:
+            number, line = line, reader.line_num + 1
+            if not cells or in_head:
+                in_head = in_head and not cells
+            elif row := _row(table, _mended(cells, table, number, problems)):
+                yield number, row
+            else:
+                problems.add(number, _misfit(cells, table))
     except csv.Error as error:
-        raise DataError(f"{path}:{line}: not CSV: {error}") from error
-    except (OSError, UnicodeError) as error:
-        raise DataError(f"{path}: cannot be read as text: {error}") from error
+        problems.add(line, f"not CSV: {error}")
+
+
+def _row(table: Table, cells: list[str]) -> dict[str, str] | None:
+    if len(cells) != len(table.columns):
+        return None
+    row = dict(zip(table.columns, cells, strict=True))
+    if table.separator == "|":
+        row = {column: cell.strip() for column, cell in row.items()}
+    return row | {column: csv_text(row[column]) for column in (table.image, table.caption)}
+
+
+def _mended(cells: list[str], table: Table, number: int, problems: Problems) -> list[str]:
+    """Return the cells of a row; one of Kaggle's Flickr30k lacks the bar after its number."""
+    if table.columns[1:] == ("comment_number", "comment") and len(cells) == 2:
+        match = re.fullmatch(r"\s*([0-9])\s+(\S.*)", cells[1])
+        if match is not None:
+            problems.count(number, "rows without a bar between comment_number and comment")
+            return [cells[0], *match.groups()]
+    return cells
+
+
+def _misfit(cells: list[str], table: Table) -> str:
+    rule = (
+        "no text may have a | in it"
+        if table.separator == "|"
+        else (f"a text with {table.separator!r} in it stands in quotes")
+    )
+    return f"{len(cells)} cells where the head has {len(table.columns)}: {shown(cells)}; {rule}"
+
+
+def table_of_text(text: Text) -> Table:
+    """Return the form of a CSV file by its first line; ``DataError`` for one that is no head."""
+    table = table_of(text.first_line)
+    if table is None:
+        cells = next(csv.reader([text.first_line]), [])
+        raise DataError(
+            f"{text.path}:1: expected the columns image and caption "
+            f"(or {', '.join(_IMAGE_COLUMNS[1:])}; {', '.join(_CAPTION_COLUMNS[1:])}), "
+            f"found {shown(cells)}"
+        )
+    return table
