@@ -95,8 +95,10 @@ class SearchOptions(Ranged):
     def __post_init__(self) -> None:
         """Check every range, and that the values fit each other."""
         super().__post_init__()
-        for name in ("forbidden", "no_ending", "required"):
-            object.__setattr__(self, name, _words(name, getattr(self, name)))
+        for option in fields(self):
+            if isinstance(option.default, tuple):
+                words = _words(option.name, getattr(self, option.name))
+                object.__setattr__(self, option.name, words)
         if self.length_norm not in ("average", "gnmt"):
             raise ConfigError(f"length_norm is {self.length_norm!r}; it takes average or gnmt")
         for wrong, message in self._contradictions():
