@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 
 from captioner.data.example import DataError, Example, drop_junk, is_junk
 from captioner.data.readers import load, read
+from captioner.data.readers.results import pair_results
 from captioner.folder.outputs import csv_line, output_file
 
 COCO: dict[str, Any] = {
@@ -523,3 +526,40 @@ def test_real_data(data: Path) -> None:
     assert sum(len(example.captions) for example in found) == 400
     assert all(example.image.is_file() for example in found)
     assert any("sports ball" in (example.tags or ()) for example in found)
+
+
+STRANGE: list[Any] = [None, True, -1, 2.5, 10**400, "", "\0", "x" * 9_000, [], [[]], {}, {"a": []}]
+
+
+def strange_copies(value: Any) -> Iterator[Any]:
+    """Yield copies of a JSON value, each with one value in it taken out or replaced."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield {k: v for k, v in value.items() if k != key}
+            yield from ({**value, key: other} for other in STRANGE)
+            yield from ({**value, key: other} for other in strange_copies(inner))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield value[:index] + value[index + 1 :]
+            for other in (*STRANGE, *strange_copies(inner)):
+                yield [*value[:index], other, *value[index + 1 :]]
+
+
+def test_no_strange_value_ends_in_another_error(tmp_path: Path) -> None:
+    karpathy = {"images": [
+        {"filepath": "v", "filename": "a.jpg", "split": "test", "cocoid": 7,
+         "sentences": [{"raw": "a dog"}]}]}  # fmt: skip
+    line = {"image": "a.jpg", "captions": ["a dog"], "tags": ["dog"]}
+    coco = write(tmp_path / "c.json", COCO)
+    results = [{"image_id": 7, "caption": "a dog"}, {"image_id": 8, "caption": "a man"}]
+    cases: list[tuple[Any, Callable[[Path], object]]] = [
+        (COCO, read),
+        (INSTANCES, lambda path: read(coco, "", path)),
+        (karpathy, lambda path: read(path, "test")),
+        (line, read),
+        (results, lambda path: pair_results(path, read(coco), coco, True)),
+    ]
+    for value, reading in cases:
+        for strange in strange_copies(value):
+            with suppress(DataError):
+                reading(write(tmp_path / "strange.json", strange))

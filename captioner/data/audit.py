@@ -1,6 +1,6 @@
-"""A data set looked over before training: what is wrong with it, and what it costs. No torch here.
+"""The audit of a data set before training: its problems and its cost. No torch here.
 
-Two photographs are the same where the encoder is shown the same pixels, under whatever name.
+Two photographs are the same where the encoder gets the same pixels, whatever their names.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _TIMEOUT = 30.0
 
 @dataclass(frozen=True)
 class SplitAudit:
-    """What a split has, and what is wrong with it."""
+    """The size of a split, and its problems."""
 
     name: str
     photographs: int
-    """How many have captions and a file."""
+    """The number of photographs with captions and a file."""
     captions: int
     missing: dict[str, str]
     """Captioned photographs that are not there, and why."""
@@ -46,47 +46,47 @@ class SplitAudit:
     broken: dict[str, str]
     """Photographs that cannot be opened, and why."""
     duplicates: list[list[str]]
-    """Photographs that are the same, or one that stands twice."""
+    """Groups of photographs that are the same; a photograph that stands twice is a group too."""
     junk: list[tuple[str, str]]
-    """Captions that say nothing, or that the data marks as such, each after its photograph."""
+    """Photographs with a caption that says nothing, or that the data marks as useless."""
     shared: list[tuple[str, int]]
-    """Other captions that many photographs share word for word, and how many do."""
+    """Other captions that many photographs share word for word, and the number of these."""
     notes: list[str]
-    """What is odd about the files, and names that differ from those of the photographs."""
+    """Oddities of the annotation files, such as names that are not spelled as the files are."""
     lengths: dict[int, int]
-    """How many of the other captions have so many words."""
+    """The number of captions of each length in words; junk is not counted."""
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """What of the validation captions the vocabulary of the training captions can say."""
+    """The part of the validation captions that the vocabulary of the training captions covers."""
 
     words: int
-    """How many words the vocabulary has, special ones included."""
+    """The size of the vocabulary, special words included."""
     share_of_words: float
     share_of_captions: float
-    """Of those of which every word is known."""
+    """The share of the captions of which every word is in the vocabulary."""
     unknown: list[tuple[str, int]]
-    """The most frequent words that are not, and how often each stands."""
+    """The most frequent words outside the vocabulary, and how often each stands."""
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found in both splits of a data set."""
+    """The findings about both splits of a data set."""
 
     train: SplitAudit
     val: SplitAudit
     leaks: list[tuple[list[str], list[str]]]
-    """Photographs to train on, and those to validate on that are the same."""
+    """Training photographs, and the validation photographs that are the same."""
     coverage: Coverage
     pixel_bytes: int
-    """Of one photograph, at the size of the preprocessing."""
+    """The bytes of one photograph at the size of the preprocessing."""
     feature_bytes: int
-    """Of one photograph in the feature cache."""
+    """The bytes of one photograph in the feature cache."""
 
     @property
     def problems(self) -> int:
-        """How many photographs and captions are of no use, or spoil the scores."""
+        """The number of photographs and captions that are useless or spoil the scores."""
         of_splits = sum(
             len(s.missing) + len(s.uncaptioned) + len(s.broken) + len(s.junk) + _extra(s.duplicates)
             for s in (self.train, self.val)
@@ -95,27 +95,28 @@ class Audit:
 
 
 def audit(config: Config, feature_bytes: int, workers: int) -> Audit:
-    """Look over both splits of a config; every photograph is opened, by ``workers`` processes.
+    """Audit both splits of a config. Every photograph is opened.
 
-    ``feature_bytes`` are what the encoder's features of a photograph take. Raises ``DataError``
-    and ``ConfigError`` as :func:`captioner.data.sources.read_data`, ``DecodingError`` when there is
-    no process to open photographs with.
+    Args:
+        config: The config of a training run.
+        feature_bytes: The size of the encoder's features of one photograph.
+        workers: The number of processes that open photographs.
+
+    Raises:
+        DataError: As :func:`captioner.data.sources.read_data`.
+        ConfigError: As :func:`captioner.data.sources.read_data`.
+        DecodingError: No process could be started.
     """
     train, val = read_sources(config.data)
     examples = [e for source in (*train, val) for e in source.examples]
     paths = list(dict.fromkeys(str(example.image) for example in examples))
-    seen, broken = _look(paths, config.preprocessing, workers)
+    fingerprints, broken = _open_all(paths, config.preprocessing, workers)
     train_words, val_words = _words(train), _words([val])
-    train_places, val_places = _places(train, seen), _places([val], seen)
-    same = train_places.keys() & val_places.keys()
+    in_train, in_val = _by_content(train, fingerprints), _by_content([val], fingerprints)
     return Audit(
-        _split("train", train, train_words, train_places, broken),
-        _split("val", [val], val_words, val_places, broken),
-        [
-            (train_places[content], val_places[content])
-            for content in train_places
-            if content in same
-        ],
+        _split("train", train, train_words, in_train, broken),
+        _split("val", [val], val_words, in_val, broken),
+        [(paths, in_val[content]) for content, paths in in_train.items() if content in in_val],
         _coverage(train_words, val_words, config.data),
         3 * config.preprocessing.size**2,
         feature_bytes,
@@ -126,11 +127,11 @@ def _fingerprint(preprocessing: Preprocessing, path: str) -> bytes:
     return sha256(read_pixels(path, preprocessing).tobytes()).digest()
 
 
-def _look(
+def _open_all(
     paths: Sequence[str], preprocessing: Preprocessing, workers: int
 ) -> tuple[dict[str, bytes], dict[str, str]]:
-    """Return what each photograph shows, in short, and why the others cannot be opened."""
-    seen: dict[str, bytes] = {}
+    """Return a hash of each photograph's pixels, and why the others cannot be opened."""
+    fingerprints: dict[str, bytes] = {}
     broken: dict[str, str] = {}
     photographs = tqdm(map(Found, paths), "opening", len(paths), unit="photo", disable=None)
     read = partial(_fingerprint, preprocessing)
@@ -138,8 +139,8 @@ def _look(
         if isinstance(found, UnreadableError):
             broken[path] = str(found)
         else:
-            seen[path] = found
-    return seen, broken
+            fingerprints[path] = found
+    return fingerprints, broken
 
 
 def _words(sources: Sequence[Source]) -> list[list[str]]:
@@ -148,21 +149,23 @@ def _words(sources: Sequence[Source]) -> list[list[str]]:
     return [tokenize(caption) for caption in captions if not is_junk(caption)]
 
 
-def _places(sources: Sequence[Source], seen: Mapping[str, bytes]) -> dict[bytes, list[str]]:
-    """Return where each content stands."""
-    places: dict[bytes, list[str]] = defaultdict(list)
+def _by_content(
+    sources: Sequence[Source], fingerprints: Mapping[str, bytes]
+) -> dict[bytes, list[str]]:
+    """Return the paths of the photographs with each content."""
+    paths: dict[bytes, list[str]] = defaultdict(list)
     for source in sources:
         for path in (str(example.image) for example in source.examples):
-            if path in seen:
-                places[seen[path]].append(path)
-    return dict(places)
+            if path in fingerprints:
+                paths[fingerprints[path]].append(path)
+    return dict(paths)
 
 
 def _split(
     name: str,
     sources: Sequence[Source],
     words: Sequence[Sequence[str]],
-    places: Mapping[bytes, list[str]],
+    by_content: Mapping[bytes, list[str]],
     broken: Mapping[str, str],
 ) -> SplitAudit:
     examples = [example for source in sources for example in source.examples]
@@ -176,7 +179,7 @@ def _split(
         {path: why for source in sources for path, why in source.missing.items()},
         [path for source in sources for path in source.uncaptioned],
         {path: broken[path] for path in paths if path in broken},
-        [same for same in places.values() if len(same) > 1],
+        [same for same in by_content.values() if len(same) > 1],
         [(path, caption) for path, caption in captions if is_junk(caption)] + marked,
         _shared(examples),
         [note for source in sources for note in source.notes],
@@ -199,11 +202,11 @@ def _coverage(
 ) -> Coverage:
     vocabulary = Vocabulary.build(train, data.vocabulary_size, data.min_count)
     unknown = Counter(word for caption in val for word in caption if word not in vocabulary)
-    said = sum(map(len, val))
+    total = sum(map(len, val))
     whole = sum(all(word in vocabulary for word in caption) for caption in val)
     return Coverage(
         len(vocabulary),
-        1.0 - unknown.total() / max(said, 1),
+        1.0 - unknown.total() / max(total, 1),
         whole / max(len(val), 1),
         unknown.most_common(_SHOWN),
     )
@@ -214,7 +217,7 @@ def _extra(duplicates: Sequence[Sequence[str]]) -> int:
 
 
 def summary(found: Audit, data: DataConfig) -> Iterator[str]:
-    """Yield the lines a person reads: of each problem how many, and the first few."""
+    """Yield the lines for a person: the number of problems of each kind, and the first few."""
     for split in (found.train, found.val):
         yield f"{split.name}: {split.photographs:,} photographs, {split.captions:,} captions"
         yield from (f"  {printable(note)}" for note in split.notes)

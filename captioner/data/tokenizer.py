@@ -1,4 +1,4 @@
-"""Captions to words and back: the one place that knows how English is split."""
+"""Captions to words and back: the only module that knows how English is split."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def _stemmer() -> SnowballStemmer:
 def tokenize(caption: str) -> list[str]:
     """Split a caption into lower-case words, without punctuation.
 
-    Penn Treebank conventions, by nltk's ``TreebankWordTokenizer`` (no download needed):
-    "The man's T-shirt." becomes ``["the", "man", "'s", "t-shirt"]``.
+    The conventions are those of the Penn Treebank, by nltk's ``TreebankWordTokenizer``, which
+    needs no download. "The man's T-shirt." becomes ``["the", "man", "'s", "t-shirt"]``.
     """
     words = _treebank().tokenize(caption.lower().replace("\u2019", "'"))
     return [word for word in (w.strip('.`"_-/*') for w in words) if _WORD.search(word)]

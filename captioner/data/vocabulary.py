@@ -1,4 +1,4 @@
-"""Words to ids and back."""
+"""The vocabulary: words to token ids and back."""
 
 from __future__ import annotations
 
@@ -11,37 +11,42 @@ PAD, BOS, EOS, UNK = range(4)
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 
 UNSAID = (PAD, BOS, UNK)
-"""Ids that stand in no caption."""
+"""The ids of words that a caption never contains."""
 
 
 class Vocabulary:
-    """V words, the first four of which are ``<pad>``, ``<bos>``, ``<eos>`` and ``<unk>``.
+    """V words. The first four are ``<pad>``, ``<bos>``, ``<eos>`` and ``<unk>``.
 
-    The same class serves captions (its words are words) and tags (its words are tags).
+    The words of a caption vocabulary are words, and those of a tag vocabulary are tags.
     """
 
     def __init__(self, words: Sequence[str]) -> None:
-        """Take words, numbered from 4 on; raises ``ValueError`` if one stands twice."""
+        """Give the words the ids from 4 on; raises ``ValueError`` for a repeated word."""
         self.words = (*SPECIAL, *words)
         self._ids = {word: index for index, word in enumerate(self.words)}
         if len(self._ids) != len(self.words):
-            twice = next(word for word, count in Counter(self.words).items() if count > 1)
-            raise ValueError(f"the word {twice!r} stands twice in a vocabulary")
+            repeated = next(word for word, count in Counter(self.words).items() if count > 1)
+            raise ValueError(f"the word {repeated!r} stands twice in a vocabulary")
 
     @classmethod
     def build(cls, sentences: Iterable[Sequence[str]], size: int, min_count: int) -> Vocabulary:
-        """Keep the most frequent words, at most ``size`` with the special ones.
+        """Return a vocabulary of the most frequent words.
 
-        Words seen fewer than ``min_count`` times are left out; ties are broken by spelling,
-        so that the same captions always give the same vocabulary.
+        Words of one frequency are in alphabetical order, so that the same captions always give the
+        same vocabulary.
+
+        Args:
+            sentences: Captions, each a list of words.
+            size: The most words it may have, the four special ones included.
+            min_count: How often a word must stand in the captions to be in the vocabulary.
         """
         counts = Counter(word for sentence in sentences for word in sentence)
-        ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-        kept = [word for word, count in ranked if count >= min_count and word not in SPECIAL]
-        return cls(kept[: max(size - len(SPECIAL), 0)])
+        by_frequency = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        words = [w for w, count in by_frequency if count >= min_count and w not in SPECIAL]
+        return cls(words[: max(size - len(SPECIAL), 0)])
 
     def __len__(self) -> int:
-        """V, the special words included."""
+        """Return V, the number of words with the special ones."""
         return len(self.words)
 
     def __contains__(self, word: str) -> bool:

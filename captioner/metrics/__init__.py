@@ -1,4 +1,4 @@
-"""Caption scores by coco-caption's definitions, and what n-grams do not show.
+"""Caption scores by coco-caption's definitions, and figures that n-gram scores do not show.
 
 Scores are fractions as there (CIDEr-D 0…10); ×100 gives the figures of the literature.
 """

@@ -12,11 +12,22 @@ __all__ = ["paired_bootstrap"]
 def paired_bootstrap(
     first: Sequence[float], second: Sequence[float], draws: int = 10_000, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Return the mean of first minus second and the 95 % interval of it.
+    """Return the mean difference of two systems' scores and its 95 % confidence interval.
 
-    Both are scores of the same photographs, which are drawn anew with replacement. Raises
-    ``ValueError`` when they are not of one length. Source: Efron and
+    The photographs are drawn with replacement, each with both of its scores. Source: Efron and
     Tibshirani, "An Introduction to the Bootstrap" (1993), section 13.3.
+
+    Args:
+        first: The scores of the first system, one per photograph.
+        second: The scores of the second system, of the same photographs in the same order.
+        draws: How many times as many photographs are drawn.
+        seed: The seed of the random numbers.
+
+    Returns:
+        The mean of first minus second, and the ends of the interval.
+
+    Raises:
+        ValueError: There are not as many scores of the one as of the other.
     """
     if len(first) != len(second):
         raise ValueError(f"{len(first)} scores cannot be paired with {len(second)}")

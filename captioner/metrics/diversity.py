@@ -1,4 +1,4 @@
-"""What captions are like, whatever the photographs: how varied, how long, how new."""
+"""Figures of captions alone, without their photographs: how varied, how long, how new."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _BAD_ENDINGS = frozenset(
 
 @dataclass(frozen=True)
 class Diversity:
-    """What a set of captions is like, whatever the photographs.
+    """How varied a set of captions is, whatever the photographs.
 
-    ``distinct_1`` and ``distinct_2`` are different n-grams over all n-grams (after Li et al. 2016),
-    ``words_used`` counts different words, ``mean_length`` is in words, ``novel`` is
-    the share of captions that no training caption equals, and ``bad_endings`` the share that end
-    on a word after which a caption is not over ("a", "with", "of the").
+    ``distinct_1`` and ``distinct_2`` are different n-grams over all n-grams (after Li et al. 2016).
+    ``words_used`` counts different words. ``mean_length`` is in words. ``bad_endings`` is the share
+    of captions that break off: they end on a word such as "a", "with" or "the". ``novel`` is the
+    share of captions that no training caption equals.
     """
 
     distinct_1: float
@@ -38,7 +38,7 @@ class Diversity:
 def diversity(captions: Sequence[str], training: Sequence[str] | None = None) -> Diversity:
     """Describe a set of captions; ``novel`` is ``None`` without the training captions.
 
-    Raises ``TypeError`` for what is not a caption and ``ValueError`` when there is none.
+    Raises ``TypeError`` for a caption that is not a string and ``ValueError`` when there is none.
     """
     if not captions:
         raise ValueError("there is no caption to describe")
@@ -60,7 +60,7 @@ def diversity(captions: Sequence[str], training: Sequence[str] | None = None) ->
 
 
 def _each_alone(captions: Sequence[str], kind: str) -> list[tuple[str, ...]]:
-    """Return the words of each caption, whatever its neighbours are."""
+    """Return the words of each caption as they are where the caption stands alone."""
     check_captions(captions, kind)
     return [tuple(words) for caption in captions for words in ptb_tokenize([caption])]
 

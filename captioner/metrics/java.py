@@ -1,4 +1,4 @@
-"""METEOR and SPICE, by the Java of pycocoevalcap where it is installed."""
+"""METEOR and SPICE, computed by pycocoevalcap's Java programs where they are installed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["MissingToolError", "meteor", "need_meteor", "need_spice", "spice"]
 
 
 class MissingToolError(RuntimeError):
-    """A score needs what is not installed; the message says what to install."""
+    """A score needs a program that is not installed; the message says how to install it."""
 
 
 def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, ...]:
-    """Return METEOR 1.5 of the set and then of each image, 0…1, by pycocoevalcap's Java.
+    """Return METEOR 1.5 of the whole set and then of each image, 0…1.
 
     Source: Denkowski and Lavie (2014). Raises as :func:`captioner.metrics.ngrams.score` does, and
     ``MissingToolError`` without Java or pycocoevalcap.
@@ -32,7 +32,7 @@ def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tu
 
 
 def spice(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, ...]:
-    """Return SPICE of the set and then of each image, 0…1, by pycocoevalcap's Java.
+    """Return SPICE of the whole set and then of each image, 0…1.
 
     Source: Anderson et al. (2016). Raises as :func:`captioner.metrics.ngrams.score` does, and
     ``MissingToolError`` without Java, pycocoevalcap or the models that SPICE parses with.
@@ -45,12 +45,12 @@ def spice(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tup
 
 
 def need_meteor() -> None:
-    """Raise ``MissingToolError`` where METEOR cannot be had; for before long work."""
+    """Raise ``MissingToolError`` where METEOR cannot be computed; to be asked before long work."""
     _need_java("METEOR")
 
 
 def need_spice() -> None:
-    """Raise ``MissingToolError`` where SPICE cannot be had; for before long work."""
+    """Raise ``MissingToolError`` where SPICE cannot be computed; to be asked before long work."""
     _need_java("SPICE")
     from pycocoevalcap.spice import get_stanford_models as models
 

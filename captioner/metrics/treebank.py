@@ -1,9 +1,9 @@
 r"""The tokens that coco-caption scores: those of Stanford's PTBTokenizer, without punctuation.
 
-The lexer is a table of rules. Of all that match at a place the one that reaches furthest wins,
-what must follow it (its context) included; of equals the first. It is not the tokenizer of the
-vocabulary (:mod:`captioner.data.tokenizer`): it splits as the figures of the literature were made,
-with their oddities, such as "-lrb-" for a bracket.
+The lexer is a table of rules. A rule matches a token and its context, the text that must follow.
+Of all rules that match at an index, the longest match wins, context included; of equally long ones
+the first rule. The vocabulary has another tokenizer (:mod:`captioner.data.tokenizer`). This one
+splits as the figures of the literature were made, oddities such as "-lrb-" for a bracket included.
 """
 
 from __future__ import annotations
@@ -137,14 +137,14 @@ def _ampersand(text: str) -> str:
 
 
 class _Rule(NamedTuple):
-    """What a token looks like, what must follow it, and how it is written."""
+    """The patterns of a token and of its context, and the function that writes the token."""
 
     token: str
     context: str = ""
     write: Callable[[str], str] = str
 
 
-# Rules whose tokens are punctuation are here for what they keep from other rules.
+# Rules whose tokens are punctuation are here because they win over other rules.
 _RULES = (
     _Rule(r"[cC]\+\+|(?i:[cf])#"),
     _Rule(r"(?i:can)", "(?i:not)"),
@@ -259,7 +259,7 @@ def _compiled() -> list[tuple[re.Pattern[str], Callable[[str], str]]]:
 
 
 def _next(text: str, start: int) -> tuple[int, str]:
-    """Return where the token at ``start`` ends, and the token; it is empty for what is skipped."""
+    """Return the end of the token at ``start``, and the token; "" where a character is skipped."""
     furthest, end, write = start, start + 1, None
     for pattern, writer in _compiled():
         match = pattern.match(text, start)
@@ -269,7 +269,7 @@ def _next(text: str, start: int) -> tuple[int, str]:
 
 
 def _tokens(text: str, start: int, stop: int) -> list[str]:
-    found = []
+    tokens = []
     while start < stop:
         usual = _USUAL.match(text, start)
         if usual and not _SPLIT.fullmatch(usual[0]):
@@ -277,35 +277,37 @@ def _tokens(text: str, start: int, stop: int) -> list[str]:
         else:
             start, token = _next(text, start)
         if token:
-            found.append(token.lower())
-    if found:
-        found[-1] = found[-1].rstrip()  # as coco-caption does with each line
-    return [token for token in found if token not in _PUNCTUATION]
+            tokens.append(token.lower())
+    if tokens:
+        tokens[-1] = tokens[-1].rstrip()  # as coco-caption does with each line
+    return [token for token in tokens if token not in _PUNCTUATION]
 
 
 def tokenize(captions: Sequence[str]) -> list[list[str]]:
     r"""Split each caption into the lower-case tokens that coco-caption would score.
 
-    They are those of Stanford CoreNLP 3.4.1's PTBTokenizer with ``-preserveLines -lowerCase``,
-    less coco-caption's punctuation. As there, the captions are one text of a line each: whether
-    the full stop of "vitamin C." is part of the last word depends on how the next line begins. A
-    token may hold a non-breaking space ("1 1/2"). Two differences are meant: a line separator
-    within a caption (\r, \v, \f, U+2028, U+2029), which there moves all later captions to other
-    images, is a space here; and letters that Unicode gained since 2012 are letters.
+    The tokens are those of Stanford CoreNLP 3.4.1's PTBTokenizer with ``-preserveLines
+    -lowerCase``, without coco-caption's punctuation. As in coco-caption, the captions are the lines
+    of one text: whether the full stop of "vitamin C." is part of the last word depends on the
+    beginning of the next line. A token may hold a non-breaking space ("1 1/2").
+
+    Two differences are meant. A line separator within a caption (\r, \v, \f, U+2028, U+2029) is a
+    space here; in coco-caption it moves all later captions to other images. Letters that Unicode
+    gained since 2012 are letters here.
     """
     lines = [caption.translate(_WITHIN) for caption in captions]
     text = "\n".join(lines)
-    found, start = [], 0
+    tokens, start = [], 0
     for line in lines:
-        found.append(_tokens(text, start, start + len(line)))
+        tokens.append(_tokens(text, start, start + len(line)))
         start += len(line) + 1
-    return found
+    return tokens
 
 
 def check_captions(captions: Sequence[str], kind: str) -> None:
-    """Raise ``TypeError`` for what is no list of captions; ``kind`` names one of them."""
+    """Raise ``TypeError`` for a value that is no list of strings; ``kind`` names one of them."""
     if isinstance(captions, str):
         raise TypeError(f"the {kind}s are one string, {captions!r}")
-    for place, caption in enumerate(captions):
+    for index, caption in enumerate(captions):
         if not isinstance(caption, str):
-            raise TypeError(f"{kind} {place} is {caption!r}; a caption is a string")
+            raise TypeError(f"{kind} {index} is {caption!r}; a caption is a string")
