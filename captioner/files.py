@@ -3,30 +3,50 @@
 from __future__ import annotations
 
 import codecs
-import fcntl
+import errno
 import json
+import math
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from secrets import token_hex
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 __all__ = [
+    "Notice",
     "Record",
     "append",
     "as_json",
+    "check_in_place",
     "check_replaceable",
     "decoded",
     "from_json",
     "listed_paths",
     "locked",
     "printable",
+    "remove_leftovers",
     "replacing",
 ]
 
 Record = dict[str, Any]
 """An object that becomes one line of JSON."""
+
+_HOUR = 3600.0  # seconds
+
+# What file systems answer that have no locks: NFS without its lock daemon, FUSE, Lustre.
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
+_told: set[str] = set()
+
+
+class Notice(UserWarning):
+    """A line that a person should read; nothing is wrong with the program."""
 
 
 def as_json(value: object) -> bytes:
@@ -90,53 +110,135 @@ def append(file: FileIO, content: bytes) -> int:
     return start
 
 
+def check_in_place(file: FileIO) -> None:
+    """Raise ``OSError`` if an open file is no longer what its name leads to.
+
+    What is written to it would be gone with it.
+    """
+    path = str(file.name)
+    if not os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+        raise OSError(errno.ESTALE, "another file has taken its place", path)
+
+
 @contextmanager
 def replacing(path: str) -> Iterator[IO[bytes]]:
-    """Open a file to write that takes the place of another only once it is whole."""
-    temporary = _temporary(path)
+    """Open a file to write that takes the place of another only once it is whole.
+
+    What a killed process left of an earlier attempt goes once it is an hour old. Raises
+    ``OSError``.
+    """
+    target = Path(os.path.realpath(path))
+    temporary: Path | None = None
     try:
-        with open(temporary, "wb") as file:
+        temporary, descriptor = _temporary(target)
+        with open(descriptor, "wb") as file:
+            began = os.fstat(descriptor).st_mtime
             yield file
             file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, os.path.realpath(path))
+            os.fsync(descriptor)
+        os.replace(temporary, target)
+        remove_leftovers(path, before=began - _HOUR)
     except OSError as error:
         raise OSError(error.errno, error.strerror, path) from error
     finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
-@contextmanager
-def locked(path: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold a lock that one process at a time can have; it ends with its process, however that ends.
+def remove_leftovers(path: str, before: float = math.inf) -> None:
+    """Remove what killed processes left that were replacing a file.
 
-    ``waiting`` is called if another one has it. The empty file of the lock stays. Raises
-    ``OSError``.
+    Without a time ``before`` which it was written, that is only for one who knows that nobody is
+    writing the file now.
     """
-    with open(path, "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting()
-            fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            # To close it is not enough: a process that was forked meanwhile has it open too.
-            fcntl.flock(file, fcntl.LOCK_UN)
+    target = Path(os.path.realpath(path))
+    with suppress(OSError):
+        for leftover in target.parent.glob(f"{_leftover(target)}*.tmp"):
+            if leftover.lstat().st_mtime < before:
+                leftover.unlink()
 
 
 def check_replaceable(path: str) -> None:
     """Raise ``OSError`` if :func:`replacing` could not even begin."""
-    temporary = _temporary(path)
-    temporary.touch()
+    temporary, descriptor = _temporary(Path(os.path.realpath(path)))
+    os.close(descriptor)
     temporary.unlink()
 
 
-def _temporary(path: str) -> Path:
-    target = Path(os.path.realpath(path))
-    return target.with_name(f".{target.name}.tmp")
+def _temporary(target: Path) -> tuple[Path, int]:
+    """Make a file that nobody else has, beside another; return its path and a descriptor."""
+    path = target.with_name(f"{_leftover(target)}{token_hex(8)}.tmp")
+    # Whoever planted a link under this name would choose what is written to.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+    return path, os.open(path, flags | getattr(os, "O_BINARY", 0), 0o666)
+
+
+def _leftover(target: Path) -> str:
+    """Return how the names of a file's temporaries begin: short, or they could be too long."""
+    return f".captioner-{sha256(os.fsencode(target.name)).hexdigest()[:12]}-"
+
+
+@contextmanager
+def locked(path: str, waiting: Callable[[], None] = lambda: None) -> Iterator[bool]:
+    """Hold a lock that one process at a time can have; it ends with its process, however that ends.
+
+    Yields whether it is held: where the file system or the platform has no such locks, a
+    ``Notice`` says so once, and the work goes on without.
+
+    Args:
+        path: the file of the lock, which is made, stays empty and is never removed.
+        waiting: called if another process has the lock, before waiting for it; may raise.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    lock = _acquired(path, waiting)
+    try:
+        yield lock is not None
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _acquired(path: str, waiting: Callable[[], None]) -> BaseFileLock | None:
+    """Return the lock; ``None`` where there is no such thing."""
+    with warnings.catch_warnings():
+        # filelock warns where it would make do with a file that exists or not, which is no lock:
+        # a killed process would leave it behind for ever.
+        warnings.simplefilter("ignore")
+        from filelock import FileLock, SoftFileLock, Timeout
+
+        lock: BaseFileLock = FileLock(path)
+        why, held = "not on this platform", False
+        try:
+            if not isinstance(lock, SoftFileLock):
+                lock.acquire(timeout=0)
+                held = True
+        except Timeout:
+            pass
+        except NotImplementedError:  # what older versions make of ENOSYS
+            why, lock = os.strerror(errno.ENOSYS), SoftFileLock(path)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise OSError(error.errno, error.strerror, path) from error
+            why, lock = os.strerror(error.errno), SoftFileLock(path)
+    if isinstance(lock, SoftFileLock):
+        lock.release()
+        _say_unlocked(path, why)
+        return None
+    if not held:
+        waiting()
+        lock.acquire()
+    return lock
+
+
+def _say_unlocked(path: str, why: str) -> None:
+    folder = os.path.dirname(os.path.abspath(path))
+    if folder not in _told:
+        _told.add(folder)
+        text = f"{folder}: no locks here ({why}); going on without: start no second run there"
+        warnings.warn(text, Notice, stacklevel=4)
 
 
 def printable(text: str) -> str:

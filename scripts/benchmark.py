@@ -25,6 +25,7 @@ from pathlib import Path
 
 import torch
 
+from captioner.console import Parser
 from captioner.evaluation import versions
 from captioner.memory import keep_freed_memory
 from captioner.model.device import choose_device
@@ -46,9 +47,7 @@ def machine(device: torch.device) -> str:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

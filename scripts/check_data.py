@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from captioner.console import Parser, complain
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="a TOML file of what differs from the defaults")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a key, as section.key"
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.json:
             args.json.write_text(json.dumps(asdict(found), indent=1) + "\n", encoding="utf-8")
     except (ConfigError, DataError, DecodingError, OSError) as error:
-        print(f"check_data.py: {error}", file=sys.stderr)
+        complain("check_data.py", error)
         return 2
     return 1 if found.problems else 0
 

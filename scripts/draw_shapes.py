@@ -19,6 +19,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
+from captioner.console import Parser
+
 COLOURS = {"red": "#d22", "green": "#2a3", "blue": "#24d", "yellow": "#ec2", "black": "#111"}
 SHAPES = {"circle": 0, "square": 4, "triangle": 3, "hexagon": 6}
 PLACES = {"left": (64, 112), "right": (160, 112), "top": (112, 64), "bottom": (112, 160)}
@@ -43,9 +45,7 @@ def draw(each: tuple[str, str, str, int], path: Path) -> tuple[str, list[str], l
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--count", type=int, default=300, help="pictures, a tenth to validate on")
     parser.add_argument("--seed", type=int, default=0)

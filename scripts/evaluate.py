@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from captioner.console import Parser, complain
 from captioner.data import readers
 from captioner.data.example import DataError
 from captioner.data.readers.results import ENDINGS, pair_results
@@ -29,7 +30,6 @@ from captioner.evaluation import (
     evaluate_images,
     versions,
 )
-from captioner.files import printable
 from captioner.generation.options import SearchOptions
 from captioner.inference import Captioner
 from captioner.memory import keep_freed_memory
@@ -39,9 +39,7 @@ from captioner.settings import ConfigError
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add(
         "what",
@@ -159,13 +157,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             text = json.dumps(content, indent=1, default=str)
             (args.output / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     except (CheckpointError, ConfigError, MissingToolError, OSError, DataError) as error:
-        print(f"evaluate.py: {error}", file=sys.stderr)
+        complain("evaluate.py", error)
         return 2
     for note in files["report"]["notes"]:
-        print(printable(note), file=sys.stderr)
+        complain("evaluate.py", note)
     left_out = files["report"].get("left_out", {})
     for path, why in left_out.items():
-        print(printable(f"left out {path}: {why}"), file=sys.stderr)
+        complain("evaluate.py", f"left out {path}: {why}")
     return 1 if left_out else 0
 
 

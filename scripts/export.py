@@ -13,11 +13,11 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from captioner.console import Parser, complain
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     parser.add_argument("--storage", default="int8", choices=("float32", "float16", "int8"))
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         checkpoint = load_checkpoint(args.source)
     except CheckpointError as error:
-        print(f"export.py: {error}", file=sys.stderr)
+        complain("export.py", error)
         return 2
     config = checkpoint.config
     # Strings and sources of a data config say where its files lay, numbers how they were read.

@@ -18,11 +18,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from captioner.console import Parser, complain, shown_notices
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="a TOML file of what differs from the defaults")
     parser.add_argument("--run", type=Path, required=True, help="the folder the run lives in")
     parser.add_argument(
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from captioner.training.stopper import StoppedError, Stopper
 
-    with Stopper() as stopper:
+    with Stopper() as stopper, shown_notices("train.py"):
         try:
             with stopper.idle():
                 from captioner.config import Config
@@ -48,13 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             fit(config, args.run, choose_device(args.device), stopper=stopper)
         except StoppedError:
             if os.environ.get("RANK", "0") == "0":  # torchrun's processes need one voice
-                print("train.py: stopped; the same command continues the run", file=sys.stderr)
+                complain("train.py", "stopped; the same command continues the run")
             return 128 + stopper.signal
         except (CheckpointError, ConfigError, DataError, OSError) as error:
-            print(f"train.py: {error}", file=sys.stderr)
+            complain("train.py", error)
             return 2
         except TrainingError as error:
-            print(f"train.py: {error}", file=sys.stderr)
+            complain("train.py", error)
             return 1
     return 0
 

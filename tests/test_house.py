@@ -24,7 +24,7 @@ ORDER = (
     ("data",),
     ("pages",),
     ("metrics", "photos"),
-    ("config",),
+    ("config", "console"),
     ("files", "memory", "settings", "version"),
 )
 LINE = {name: line for line, names in enumerate(ORDER) for name in names}

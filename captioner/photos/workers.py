@@ -11,7 +11,7 @@ import subprocess
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from multiprocessing import Pipe
@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from captioner.files import Notice
 from captioner.photos.images import MAX_PIXELS, UnreadableError
 
 __all__ = ["DecodingError", "Found", "Reader", "read_ahead", "serve"]
@@ -60,8 +61,12 @@ def read_ahead(
 
     ``workers`` processes read. One that takes more than ``timeout`` seconds over a photograph is
     killed; it, or one that crashes, gives an ``UnreadableError`` for that photograph alone.
-    Raises ``DecodingError`` when a process cannot be started at all.
+    Raises ``DecodingError`` when a process cannot be started at all. The processes need POSIX;
+    elsewhere photographs are read here, one after the other, and a ``Notice`` says so.
     """
+    if os.name != "posix":
+        yield from _read_here(read, photographs)
+        return
     waiting: deque[tuple[str, Future[bytes | UnreadableError]]] = deque()
 
     def first() -> tuple[str, bytes | UnreadableError]:
@@ -79,6 +84,19 @@ def read_ahead(
         finally:
             for _, future in waiting:
                 future.cancel()
+
+
+def _read_here(
+    read: Reader, photographs: Iterable[Found]
+) -> Iterator[tuple[str, bytes | UnreadableError]]:
+    """Yield each path and what ``read`` makes of it in this process, without a time limit."""
+    text = "photographs are read one at a time, and without a time limit, where there is no POSIX"
+    warnings.warn(text, Notice, stacklevel=2)
+    for path, error in photographs:
+        try:
+            yield path, read(path) if error is None else UnreadableError(error)
+        except UnreadableError as why:
+            yield path, why
 
 
 class _Workers:
@@ -104,7 +122,13 @@ class _Workers:
             self._idle.put(worker)
 
     def _start(self) -> _Worker:
-        worker = _Worker(self._read, self._timeout)
+        try:
+            worker = _Worker(self._read, self._timeout)
+        except OSError as error:  # too many processes or open files, or too little memory
+            why = error.strerror or error
+            raise DecodingError(
+                f"no process to read photographs could be started: {why}"
+            ) from error
         with self._lock:
             self._all = [other for other in self._all if other.alive] + [worker]
         if self._closed:

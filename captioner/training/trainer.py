@@ -24,7 +24,7 @@ from captioner.data.example import DataError, Example
 from captioner.data.sources import Data, read_data
 from captioner.data.tags import Calibration, fit_calibration
 from captioner.evaluation import Evaluation, describe, feature_grids, judge, pixel_grids, tag_hits
-from captioner.files import locked
+from captioner.files import locked, printable
 from captioner.generation.options import SearchOptions
 from captioner.model.checkpoint import load_checkpoint, save_checkpoint
 from captioner.model.device import choose_precision
@@ -141,7 +141,7 @@ class Trainer:
         """Tell a person, above the progress line; one process speaks for all."""
         if self.group.main:
             with tqdm.external_write_mode():
-                self._say(text)
+                self._say(printable(text))
 
     @property
     def stage(self) -> Stage:
