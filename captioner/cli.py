@@ -12,6 +12,7 @@ from dataclasses import Field, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
+from captioner.console import Parser, complain, shown_notices
 from captioner.generation.options import SearchOptions, meaning
 from captioner.settings import ConfigError
 from captioner.version import __version__
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_Parser = argparse.ArgumentParser
 _EPILOG = """exit status: 0 every photograph done; 1 some could not be read or found;
 2 wrong usage, before any work; 130 stopped by Ctrl-C"""
 
@@ -42,21 +42,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     args = _parser().parse_args(argv)
     try:
-        return int(args.run(args))
+        with shown_notices("captioner", getattr(args, "quiet", False)):
+            return int(args.run(args))
     except (_UsageError, ConfigError) as error:
-        print(f"captioner: {error}", file=sys.stderr)
+        complain("captioner", error)
         return 2
-    except _StoppedError as error:
-        print(f"captioner: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
+    except (_StoppedError, OSError) as error:
         with suppress(OSError):  # Python would complain again when it flushes stdout at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
-            print(f"captioner: cannot write any further: {error}", file=sys.stderr)
+            complain("captioner", error)
         return 1
     except KeyboardInterrupt:
-        print(f"captioner: stopped; {_how_to_continue(args)}", file=sys.stderr)
+        complain("captioner", f"stopped; {_how_to_continue(args)}")
         return 130
 
 
@@ -68,8 +66,8 @@ def _how_to_continue(args: argparse.Namespace) -> str:
     return f"the same command{without} continues where it was"
 
 
-def _parser() -> _Parser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="captioner",
         description="Say what is on photographs, in words and in tags.",
         epilog=_EPILOG,
@@ -78,7 +76,7 @@ def _parser() -> _Parser:
     parser.add_argument("--version", action="version", version=f"captioner {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def add(name: str, run: Callable[[argparse.Namespace], int], help: str) -> _Parser:
+    def add(name: str, run: Callable[[argparse.Namespace], int], help: str) -> Parser:
         command = commands.add_parser(
             name,
             help=help,
@@ -101,7 +99,7 @@ def _parser() -> _Parser:
     return parser
 
 
-def _add_model_arguments(parser: _Parser) -> None:
+def _add_model_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--model",
         action="append",
@@ -117,7 +115,7 @@ def _add_model_arguments(parser: _Parser) -> None:
     )
 
 
-def _add_run_arguments(parser: _Parser) -> None:
+def _add_run_arguments(parser: Parser) -> None:
     parser.add_argument(
         "paths",
         nargs="*",
@@ -152,7 +150,7 @@ def _add_run_arguments(parser: _Parser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress and no notes")
 
 
-def _add_output_arguments(parser: _Parser) -> None:
+def _add_output_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--output",
         metavar="FILE",
@@ -173,6 +171,16 @@ def _add_output_arguments(parser: _Parser) -> None:
     parser.add_argument(
         "--retry-errors", action="store_true", help="try again what could not be read before"
     )
+    parser.add_argument(
+        "--retry-changed",
+        action="store_true",
+        help="describe again the photographs whose size or time has changed since",
+    )
+    parser.add_argument(
+        "--prune",
+        action="store_true",
+        help="drop the records of photographs that are no longer there",
+    )
 
 
 def _seconds(text: str) -> float:
@@ -191,7 +199,7 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _add_search_arguments(parser: _Parser) -> None:
+def _add_search_arguments(parser: Parser) -> None:
     hints = get_type_hints(SearchOptions)
     group = parser.add_argument_group("search")
     for option in fields(SearchOptions):
@@ -228,7 +236,7 @@ def _tag(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, options: SearchOptions | None, tags: bool) -> int:
-    from captioner.folder import FolderRun, RunError
+    from captioner.folder import FolderRun, RunError, WriteError
     from captioner.photos.workers import DecodingError
 
     progress = _Progress(args)
@@ -238,6 +246,9 @@ def _run(args: argparse.Namespace, options: SearchOptions | None, tags: bool) ->
         report=args.report,
         overwrite=args.overwrite,
         retry_errors=args.retry_errors,
+        retry_changed=args.retry_changed,
+        prune=args.prune,
+        protect=args.model or (),
         captions=options is not None,
         tags=tags,
         batch_size=args.batch_size,
@@ -250,6 +261,8 @@ def _run(args: argparse.Namespace, options: SearchOptions | None, tags: bool) ->
         result = run.run(partial(_load, args), paths, options)
     except RunError as error:
         raise _UsageError(str(error)) from error
+    except WriteError as error:
+        raise _StoppedError(f"cannot write any further: {error}") from error
     except DecodingError as error:
         raise _StoppedError(str(error)) from error
     finally:
@@ -262,10 +275,21 @@ def _summarize(args: argparse.Namespace, result: RunResult) -> None:
     """Tell a person what a run came to."""
     if not result.total:
         _note(args, f"no photographs in {', '.join(args.paths) or 'the list'}")
-    if result.left_alone:
-        _note(args, f"{result.left_alone} sidecars hold something else and were left alone")
-    if result.errors:
-        _note(args, f"{result.errors} of {result.total} could not be read")
+    counts = [
+        (result.torn, "the last line of the journal was cut off; what it held was done again"),
+        (result.left_alone, "{} sidecars hold something else and were left alone"),
+        (
+            result.changed,
+            "{} photographs have changed since they were described; --retry-changed describes "
+            "them again",
+        ),
+        (result.gone, "{} records are of photographs that are gone; --prune drops them"),
+        (result.pruned, "{} records of photographs that are gone were dropped"),
+        (result.errors, f"{{}} of {result.total} could not be read"),
+    ]
+    for count, text in counts:
+        if count:
+            _note(args, text.format(count))
 
 
 class _Progress:
@@ -296,7 +320,7 @@ class _Progress:
 
 def _note(args: argparse.Namespace, text: str) -> None:
     if not args.quiet:
-        print(f"captioner: {text}", file=sys.stderr)
+        complain("captioner", text)
 
 
 def _paths(args: argparse.Namespace) -> list[str]:

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from captioner.data.example import coco_image_id
-from captioner.files import check_replaceable
 from captioner.folder.outputs import FORMS
 from captioner.folder.report import is_report
 from captioner.folder.sidecars import sidecar_path
 from captioner.photos.workers import Found
 
-__all__ = ["RunError", "check_output", "check_report", "check_sidecars"]
+__all__ = [
+    "RunError",
+    "check_image_ids",
+    "check_not_read",
+    "check_output",
+    "check_report",
+    "check_sidecars",
+    "inodes",
+]
+
+_SHOWN = 5
 
 
 class RunError(ValueError):
@@ -25,7 +34,7 @@ def check_output(path: str, photographs: Iterable[Found], overwrite: bool) -> No
     if os.path.lexists(path) and not overwrite:
         _check_existing(path, f"{path}.journal")
     if path.lower().endswith(".json"):
-        _check_image_ids(photographs)
+        check_image_ids(path for path, _ in photographs)
 
 
 def check_report(path: str, overwrite: bool) -> None:
@@ -33,15 +42,12 @@ def check_report(path: str, overwrite: bool) -> None:
     _check_name("--report", path, (".html", ".htm"))
     if os.path.lexists(path) and not overwrite and not is_report(path):
         raise RunError(f"--report {path} is something else; --overwrite replaces it")
-    try:
-        check_replaceable(path)
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}") from error
 
 
 def check_sidecars(photographs: Iterable[Found], kind: str) -> None:
     """Raise ``RunError`` where two photographs would have the same sidecar."""
-    _check_different(photographs, lambda path: sidecar_path(path, kind), "sidecar")
+    images = (path for path, _ in photographs)
+    _check_different(images, lambda path: sidecar_path(path, kind), "sidecar")
 
 
 def _check_name(option: str, path: str, endings: Sequence[str]) -> None:
@@ -62,20 +68,54 @@ def _check_existing(output: str, journal: str) -> None:
         )
 
 
-def _check_image_ids(photographs: Iterable[Found]) -> None:
+def check_image_ids(images: Iterable[str]) -> None:
+    """Raise ``RunError`` where a name has no COCO image id, or two have the same."""
+
     def image_id(path: str) -> int:
         number = coco_image_id(path)
         if number is None:
             raise RunError(f"{path}: its name ends in no number to be a COCO image id")
         return number
 
-    _check_different(photographs, image_id, "COCO image id")
+    _check_different(images, image_id, "COCO image id")
 
 
-def _check_different(photographs: Iterable[Found], of: Callable[[str], object], what: str) -> None:
+def _check_different(images: Iterable[str], of: Callable[[str], object], what: str) -> None:
     seen: dict[object, str] = {}
-    for path, _ in photographs:
+    for path in images:
         value = of(path)
         if value in seen:
             raise RunError(f"{path} and {seen[value]} have the same {what}, {value}")
         seen[value] = path
+
+
+def check_not_read(written: Iterable[str], read: Mapping[tuple[int, int] | None, str]) -> None:
+    """Raise ``RunError`` where a file that would be written is one that is read.
+
+    Args:
+        written: paths, of which there may be nothing yet.
+        read: what is read, by device and inode: two names may be one file.
+    """
+    clashes = [
+        f"{path} is {read[inode]}"
+        for path in written
+        if (inode := _inode(path)) is not None and inode in read
+    ]
+    if clashes:
+        more = f", and {len(clashes) - _SHOWN} more" if len(clashes) > _SHOWN else ""
+        raise RunError(
+            f"the run would write over what it reads: {', '.join(clashes[:_SHOWN])}{more}"
+        )
+
+
+def inodes(files: Iterable[str | os.PathLike[str]]) -> dict[tuple[int, int] | None, str]:
+    """Return what to call files that must not be written, by device and inode."""
+    return {_inode(path): "a file of the model" for path in files}
+
+
+def _inode(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino

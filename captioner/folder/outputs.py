@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Callable, Iterable
 from io import FileIO, StringIO
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import IO, Protocol
 
 from captioner.data.csv_cells import BETWEEN_TAGS, csv_cell
 from captioner.data.example import coco_image_id
-from captioner.files import Record, append, as_json, printable, replacing
+from captioner.files import Record, append, as_json, check_in_place, printable, replacing
 
 __all__ = [
     "FORMS",
@@ -64,9 +63,9 @@ class LinesFile:
         self._file = FileIO(self._path, "a")
 
     def write(self, record: Record) -> None:
-        """Write one more record; a file that is gone is an ``OSError`` as well."""
+        """Write one more record; a file that is gone or another is an ``OSError`` as well."""
+        check_in_place(self._file)
         append(self._file, self._line(record))
-        os.stat(self._path)
 
     def finish(self, records: Iterable[Record], reordered: bool) -> None:
         """Close the file, once it has its records in order."""

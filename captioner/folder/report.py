@@ -33,11 +33,12 @@ def write_report(
 ) -> None:
     """Write the page of ``total`` records, of which ``errors`` are errors.
 
+    A record may have the ``path`` of its photograph, where ``image`` does not lead to it.
     ``workers`` processes make the thumbnails; a photograph that is gone has none. ``fit`` says
     what part of a photograph the model saw, as in ``Preprocessing``. Raises ``OSError``.
     """
     first, second = tee(records)
-    photographs = (Found(record["image"], record.get("error")) for record in first)
+    photographs = (Found(_path(record), record.get("error")) for record in first)
     thumbnails = read_ahead(thumbnail, photographs, workers, 16 * workers, decode_timeout)
     with closing(thumbnails):
         write_page(
@@ -68,10 +69,15 @@ def _cards(
         yield _card(record, folder) | shown
 
 
+def _path(record: Record) -> str:
+    """Return where a photograph lies: its record may have it as it is spelled from elsewhere."""
+    return str(record.get("path", record["image"]))
+
+
 def _card(record: Record, folder: str) -> dict[str, Any]:
     """Return what the page shows of a record."""
     caption, log_prob = record.get("caption", ""), record.get("log_prob")
-    relative = os.path.relpath(record["image"], folder)
+    relative = os.path.relpath(_path(record), folder)
     tags = record.get("tags", ())
     confidence = max((tag["score"] for tag in tags), default=0.0)
     if log_prob is not None:

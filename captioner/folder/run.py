@@ -9,13 +9,22 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from captioner.files import Record, as_json
-from captioner.folder.checks import RunError, check_output, check_report, check_sidecars
+from captioner.files import Record, as_json, check_replaceable, remove_leftovers
+from captioner.folder.checks import (
+    RunError,
+    check_image_ids,
+    check_not_read,
+    check_output,
+    check_report,
+    check_sidecars,
+    inodes,
+)
 from captioner.folder.describe import describe_folder, found_of
-from captioner.folder.journal import Journal, JournalError
-from captioner.folder.outputs import ErrorStream, Output, output_file
+from captioner.folder.identity import Photograph, changed, distinct, gone, named, stamp_of
+from captioner.folder.journal import Journal, JournalError, Stamp, lock_path
+from captioner.folder.outputs import CocoFile, ErrorStream, Output, output_file
 from captioner.folder.report import write_report
-from captioner.folder.sidecars import Sidecars
+from captioner.folder.sidecars import Sidecars, sidecar_path
 from captioner.generation.options import SearchOptions
 from captioner.photos.workers import Found
 
@@ -49,6 +58,10 @@ class RunResult:
     described: int = 0
     errors: int = 0
     left_alone: int = 0
+    changed: int = 0
+    gone: int = 0
+    pruned: int = 0
+    torn: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +76,8 @@ class FolderRun:
 
     The same run does only what is left: new photographs come at the end of the output, and what
     is there already stays as it is. ``FILE.journal`` beside the output (or the report) holds
-    what was done; without either, a photograph is done once it has its sidecar.
+    what was done; without either, a photograph is done once it has its sidecar. A photograph is
+    known by its absolute path, size and time; records have it as it was spelled first.
 
     Attributes:
         output: a file, ``.jsonl``, ``.csv`` or ``.json`` (COCO results), or an ``Output``, to
@@ -73,6 +87,9 @@ class FolderRun:
         report: an HTML file, a page to look through the results.
         overwrite: begin anew, and replace files that exist.
         retry_errors: try again what could not be read before.
+        retry_changed: describe again what has another size or time than when it was described.
+        prune: drop the records of photographs that are no longer there.
+        protect: files that the run must not write to, such as the model's.
         captions: whether captions are written.
         tags: whether tags are.
         batch_size: how many photographs go through the model at a time.
@@ -87,6 +104,9 @@ class FolderRun:
     report: str | os.PathLike[str] | None = None
     overwrite: bool = False
     retry_errors: bool = False
+    retry_changed: bool = False
+    prune: bool = False
+    protect: Sequence[str | os.PathLike[str]] = ()
     captions: bool = True
     tags: bool = True
     batch_size: int = 32
@@ -116,7 +136,7 @@ class FolderRun:
 
         """
         asked = list(paths)
-        photographs = list({found.path: found for found in found_of(asked)}.values())
+        photographs = distinct(found_of(asked))
         self.check(photographs)
         if not photographs:
             return RunResult(0)
@@ -136,16 +156,31 @@ class FolderRun:
         output = self.output if isinstance(self.output, str | os.PathLike) else self.report
         return None if output is None else f"{os.fspath(output)}.journal"
 
-    def check(self, photographs: Sequence[Found]) -> None:
+    def check(self, photographs: Sequence[Photograph]) -> None:
         """Raise ``RunError`` for what would keep the run from its end; write nothing."""
-        if self.retry_errors and self.journal_path is None:
-            raise RunError("--retry-errors needs --output FILE, where the errors are")
+        for option in ("retry_errors", "retry_changed", "prune"):
+            if getattr(self, option) and self.journal_path is None:
+                flag = f"--{option.replace('_', '-')}"
+                raise RunError(f"{flag} needs --output FILE, beside which earlier runs are kept")
+        found = [photograph.found for photograph in photographs]
         if isinstance(self.output, str | os.PathLike):
-            check_output(os.fspath(self.output), photographs, self.overwrite)
+            check_output(os.fspath(self.output), found, self.overwrite)
         if self.report is not None:
             check_report(os.fspath(self.report), self.overwrite)
         if self.sidecar is not None:
-            check_sidecars(photographs, self.sidecar)
+            check_sidecars(found, self.sidecar)
+        read = {photograph.inode: "a photograph to read" for photograph in photographs}
+        check_not_read(self._written(found), read | inodes(self.protect))
+
+    def _written(self, found: Iterable[Found]) -> Iterator[str]:
+        """Yield what the run writes to, apart from new files beside these."""
+        for path in (self.output, self.report):
+            if isinstance(path, str | os.PathLike):
+                yield os.fspath(path)
+        if self.journal_path is not None:
+            yield from (self.journal_path, lock_path(self.journal_path))
+        if self.sidecar is not None:
+            yield from (sidecar_path(path, self.sidecar) for path, _ in found)
 
     @contextmanager
     def _journal(
@@ -179,16 +214,40 @@ class _Work:
         run: FolderRun,
         captioner: Captioner,
         options: SearchOptions | None,
-        photographs: Sequence[Found],
+        photographs: Sequence[Photograph],
         journal: Journal | None,
     ) -> None:
         self._run, self._captioner, self._options = run, captioner, options
-        self._photographs, self._journal = photographs, journal
+        self._journal = journal
+        self._photographs = {p.found.path: p for p in photographs}
+        if journal is not None:
+            self._photographs = named(photographs, journal)
+        self._images = {p.found.path: image for image, p in self._photographs.items()}
+        self._stamps: dict[str, Stamp | None] = {}
         self._sidecars = Sidecars(run.sidecar, run.overwrite) if run.sidecar else None
         self._output = _output(run.output)
         self._failed: set[str] = set()
         self.result = RunResult(len(photographs))
+        self._begin()
+
+    def _begin(self) -> None:
+        """Take out what is gone, write anew what is there, and find out what can be written."""
+        run, journal, result = self._run, self._journal, self.result
         with _beginning():
+            if journal is not None:
+                no_more = gone(self._photographs, journal)
+                without = len(journal.done & set(no_more))
+                if run.prune:
+                    journal.drop(no_more)
+                result.gone, result.pruned = (0, without) if run.prune else (without, 0)
+                result.torn = journal.torn > 0
+                if isinstance(self._output, CocoFile):
+                    check_image_ids({**journal.photographs, **self._photographs})
+                for path in (run.output, run.report):
+                    if journal.alone and isinstance(path, str | os.PathLike):
+                        remove_leftovers(os.fspath(path))
+            if run.report is not None:
+                check_replaceable(os.fspath(run.report))
             self._output.start(self._records())
 
     def describe(self) -> None:
@@ -210,10 +269,11 @@ class _Work:
         run, journal = self._run, self._journal
         assert run.report is not None
         assert journal is not None
+        paths = journal.photographs
         with _writing():
             write_report(
                 os.fspath(run.report),
-                journal.records(),
+                ({**record, "path": paths[record["image"]]} for record in journal.records()),
                 len(journal.done),
                 len(journal.errors),
                 title=title or "captioner",
@@ -228,29 +288,40 @@ class _Work:
     def _parts(self) -> list[_Part]:
         """Return what is left to do, in the order and the batches the run was begun with.
 
-        Photographs that are new come at the end, and then, with ``retry_errors``, those that have
-        an error record. Those of earlier runs that were not asked for this time are passed over.
+        Photographs that are new come at the end, and then those that are to be tried again. Those
+        of earlier runs that were not asked for this time are passed over.
         """
-        asked = {found.path: found for found in self._photographs}
-        journal = self._journal
+        asked, journal = self._photographs, self._journal
         if journal is None:
             done = self._with_sidecars()
             self.result.skipped = len(done)
-            return [_Part(self._photographs, done)]
+            return [_Part([p.found for p in asked.values()], done)]
         with _writing():
             self._catch_up(journal)
-            journal.add(asked)
-        done = journal.done
+            journal.add({image: photograph.path for image, photograph in asked.items()})
+        finished = journal.done
         self._failed = journal.errors & asked.keys()
-        self.result.skipped = len(done & asked.keys())
-        everything = journal.photographs
-        others = {path for path in everything if path not in asked}
-        parts = [_Part((asked.get(path) or Found(path) for path in everything), done | others)]
-        if self._run.retry_errors and self._failed:
-            self.result.skipped -= len(self._failed)
-            again = [found for found in self._photographs if found.path in self._failed]
-            parts.append(_Part(again, frozenset()))
-        return parts
+        others = {image: path for image, path in journal.photographs.items() if image not in asked}
+        everything = [
+            Found(others[image]) if image in others else asked[image].found
+            for image in journal.photographs
+        ]
+        done = {asked[image].found.path for image in finished & asked.keys()}
+        again = self._again(journal)
+        self.result.skipped = len(done) - len(again)
+        return [
+            _Part(everything, done | set(others.values())),
+            _Part([asked[image].found for image in again], frozenset()),
+        ]
+
+    def _again(self, journal: Journal) -> list[str]:
+        """Return the images that have a record and are to have another."""
+        run = self._run
+        others = changed(self._photographs, journal)
+        self.result.changed = 0 if run.retry_changed else len(others)
+        again = set(others if run.retry_changed else ())
+        again |= self._failed if run.retry_errors else set()
+        return [image for image in self._photographs if image in again]
 
     def _with_sidecars(self) -> set[str]:
         """Return the photographs that are done where sidecars are the only output."""
@@ -258,20 +329,30 @@ class _Work:
         elsewhere = run.output is not None and not isinstance(run.output, ErrorStream)
         if sidecars is None or run.overwrite or elsewhere:
             return set()
-        return {found.path for found in self._photographs if sidecars.exists(found.path)}
+        return {path for path in self._photographs if sidecars.exists(path)}
 
     def _catch_up(self, journal: Journal) -> None:
         """Write the sidecars of what was done before there were to be any."""
         for record in journal.records() if self._sidecars is not None else ():
-            written = self._sidecars.write(record) if self._sidecars else record
-            if written is not record:
-                journal.write(written)
+            photograph = self._photographs.get(record["image"])
+            if photograph is not None:
+                written = self._with_sidecar(record, photograph.found.path)
+                if written is not record:
+                    journal.write(written, journal.stamp(record["image"]))
+
+    def _with_sidecar(self, record: Record, path: str) -> Record:
+        """Write the sidecar of a photograph at a path; return the record, or what became of it."""
+        if self._sidecars is None:
+            return record
+        ours = {**record, "image": path}
+        written = self._sidecars.write(ours)
+        return record if written is ours else {**written, "image": record["image"]}
 
     def _described(self, part: _Part) -> Iterator[Record]:
         run = self._run
         return describe_folder(
             self._captioner,
-            part.photographs,
+            self._stamped(part),
             options=self._options,
             captions=run.captions,
             tags=run.tags,
@@ -283,12 +364,19 @@ class _Work:
             progress=lambda _: run.progress(self.result),
         )
 
+    def _stamped(self, part: _Part) -> Iterator[Found]:
+        """Yield photographs, each stamped before it is read: a later change shows next time."""
+        for found in part.photographs:
+            if self._journal is not None and found.path not in part.done:
+                self._stamps[found.path] = stamp_of(found.path)
+            yield found
+
     def _keep(self, record: Record) -> None:
         """Write a record wherever it goes, and count it."""
-        if self._sidecars is not None:
-            record = self._sidecars.write(record)
+        path = record["image"]
+        record = self._with_sidecar({**record, "image": self._images[path]}, path)
         if self._journal is not None:
-            self._journal.write(record)
+            self._journal.write(record, self._stamps.pop(path))
         self._output.write(record)
         if "error" in record:
             self._failed.add(record["image"])
@@ -309,7 +397,7 @@ class _Work:
 class _Part(NamedTuple):
     """What one call of ``describe_folder`` is to do: ``photographs`` but those in ``done``."""
 
-    photographs: Iterable[Found]
+    photographs: Sequence[Found]
     done: Container[str]
 
 

@@ -1,0 +1,123 @@
+"""Which photographs are the same, however they are spelled, and which have changed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from captioner.folder.journal import Journal, Stamp
+from captioner.photos.workers import Found
+
+__all__ = ["Photograph", "changed", "distinct", "gone", "named", "stamp_of"]
+
+
+class Photograph(NamedTuple):
+    """A photograph that a run was asked for.
+
+    Attributes:
+        found: how it is spelled this time, or why it is none.
+        path: its absolute path without links to folders: what it is known by.
+        stamp: its size and time, if it is there.
+        inode: its device and inode, if it is there.
+    """
+
+    found: Found
+    path: str
+    stamp: Stamp | None
+    inode: tuple[int, int] | None
+
+
+def distinct(found: Iterable[Found]) -> list[Photograph]:
+    """Return the photographs, each once: the first spelling of several counts.
+
+    A link to a photograph is one of its own, as it has a name and a sidecar of its own.
+    """
+    folders: dict[str, str] = {}
+    photographs: dict[str, Photograph] = {}
+    for one in found:
+        path = _path(one.path, folders)
+        if path not in photographs:
+            status = _status(one.path)
+            inode = None if status is None else (status.st_dev, status.st_ino)
+            photographs[path] = Photograph(one, path, _stamp(status), inode)
+    return list(photographs.values())
+
+
+def _path(spelled: str, folders: dict[str, str]) -> str:
+    folder, name = os.path.split(spelled)
+    if name in {"", ".", ".."}:  # a folder that could not be searched
+        folder, name = spelled, ""
+    if folder not in folders:
+        try:
+            folders[folder] = os.path.realpath(folder)
+        except (OSError, ValueError):  # a working directory that is gone, a NUL
+            folders[folder] = folder
+    return os.path.join(folders[folder], name) if name else folders[folder]
+
+
+def stamp_of(path: str) -> Stamp | None:
+    """Return a file's size and time, if it is there."""
+    return _stamp(_status(path))
+
+
+def _status(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except (OSError, ValueError):
+        return None
+
+
+def _stamp(status: os.stat_result | None) -> Stamp | None:
+    return None if status is None else Stamp(status.st_size, status.st_mtime_ns)
+
+
+def named(photographs: Iterable[Photograph], journal: Journal) -> dict[str, Photograph]:
+    """Return the photographs by image: the name that a journal has for them, or is to have.
+
+    That is how they were spelled first. Where the spelling is another photograph's already, which
+    was meant from another folder, the name is the absolute path. One that was moved, together with
+    the folder that the names begin in, keeps its name and its record.
+    """
+    known = journal.photographs
+    images = {path: image for image, path in known.items()}
+    result: dict[str, Photograph] = {}
+    for photograph in photographs:
+        image = images.get(photograph.path)
+        if image is None or image in result:
+            image = photograph.found.path
+            if image in known and not _moved(journal.stamp(image), known[image], photograph):
+                image = photograph.path
+            while image in result or (image != photograph.found.path and image in known):
+                image = f"/{image}"  # names the same file
+        result[image] = photograph
+    return result
+
+
+def _moved(stamp: Stamp | None, path: str, photograph: Photograph) -> bool:
+    """Whether a photograph is the one that had its name, in a place that is gone now."""
+    return stamp is not None and stamp == photograph.stamp and not os.path.lexists(path)
+
+
+def changed(photographs: Mapping[str, Photograph], journal: Journal) -> list[str]:
+    """Return the images of photographs that are others now than when they were described."""
+    done = journal.done & photographs.keys()
+    stamps = ((image, photograph.stamp) for image, photograph in photographs.items())
+    return [
+        image
+        for image, stamp in stamps
+        if image in done and stamp is not None and stamp != journal.stamp(image)
+    ]
+
+
+def gone(photographs: Mapping[str, Photograph], journal: Journal) -> list[str]:
+    """Return the images in a journal of which there is no photograph any more."""
+    return [
+        image
+        for image, path in journal.photographs.items()
+        if not (
+            os.path.isfile(path)
+            if image not in photographs
+            else photographs[image].stamp or journal.stamp(image) is None
+        )
+    ]

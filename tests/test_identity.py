@@ -1,0 +1,220 @@
+"""Which photographs are the same, which changed, which are gone, and what is never written over."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from captioner.folder import FolderRun, RunError, RunResult, describe, find_photographs
+from captioner.folder.identity import distinct
+from captioner.inference import Captioner
+from captioner.model.checkpoint import Checkpoint
+from captioner.photos.images import UnreadableError
+from captioner.photos.workers import Found
+from conftest import draw_picture
+
+
+@pytest.fixture
+def captioner(small: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> Captioner:
+    """Return a captioner whose runs read photographs here: starting processes takes long."""
+
+    def read_here(read: Callable[[str], bytes], photographs: Any, *_: Any) -> Iterator[Any]:
+        for path, error in photographs:
+            try:
+                yield path, read(path) if error is None else UnreadableError(error)
+            except UnreadableError as why:
+                yield path, why
+
+    monkeypatch.setattr(describe, "read_ahead", read_here)
+    return Captioner(small)
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder of three photographs, below the working directory."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, colour in (("1.png", "red"), ("2.png", "green"), ("3.png", "blue")):
+        draw_picture(folder / name, colour)
+    return folder
+
+
+RUN = FolderRun(output="out.jsonl", batch_size=2, tags=False)
+
+
+def images(path: str = "out.jsonl") -> list[str]:
+    return [record["image"] for record in records(path)]
+
+
+def records(path: str = "out.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def test_one_photograph_spelled_several_ways_is_done_once(
+    captioner: Captioner, photos: Path
+) -> None:
+    Path("link").symlink_to(photos)
+    spellings = ["photos", "./photos/", str(photos), "link", "photos/../photos/1.png"]
+    assert RUN.run(captioner, spellings) == RunResult(total=3, done=3, described=3)
+    assert images() == ["photos/1.png", "photos/2.png", "photos/3.png"]
+    for spelling in spellings[1:4]:
+        result = RUN.run(captioner, [spelling])
+        assert result == RunResult(total=3, done=3, skipped=3)
+    assert images() == ["photos/1.png", "photos/2.png", "photos/3.png"]
+
+
+def test_a_link_to_a_photograph_is_one_of_its_own(photos: Path) -> None:
+    Path("best").mkdir()
+    Path("best/1.png").symlink_to(photos / "1.png")
+    assert len(distinct(find_photographs(["photos", "best"]))) == 4
+    nul = [Found("a\0b.png"), Found("a\0b.png"), Found("."), Found("..")]
+    assert len(distinct(nul)) == 3
+
+
+def test_the_same_names_in_another_folder_are_other_photographs(
+    captioner: Captioner, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    draw_picture(other / "1.png", "yellow", (30, 90))
+    run = replace(RUN, output=tmp_path / "out.jsonl", report=tmp_path / "out.html", sidecar="txt")
+    monkeypatch.chdir(photos)
+    run.run(captioner, ["."])
+    first = records(str(run.output))
+    monkeypatch.chdir(other)
+    assert run.run(captioner, ["."]).described == 1
+    assert records(str(run.output))[:3] == first
+    (last,) = records(str(run.output))[3:]
+    assert last["image"] == str(other / "1.png")
+    (alone,) = captioner.caption([other / "1.png"])
+    assert last["caption"] == alone.text != first[0]["caption"]
+    assert (other / "1.txt").read_text() == f"{alone.text}\n"
+    page = (tmp_path / "out.html").read_text()
+    assert page.count("data:image/jpeg") == 4
+    assert 'href="./photos/1.png"' in page
+    assert run.run(captioner, ["1.png"]) == RunResult(total=1, done=1, skipped=1)
+
+
+def test_photographs_that_were_moved_with_their_folder_keep_their_records(
+    captioner: Captioner, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = replace(RUN, output="../out.jsonl")
+    monkeypatch.chdir(photos)
+    run.run(captioner, ["."])
+    monkeypatch.chdir(tmp_path)
+    photos.rename(tmp_path / "elsewhere")
+    monkeypatch.chdir("elsewhere")
+    draw_picture(Path("2.png"), "black", (50, 50))
+    assert run.run(captioner, ["."]) == RunResult(total=3, done=3, skipped=2, described=1, gone=1)
+    assert images("../out.jsonl") == ["./1.png", "./2.png", "./3.png", f"{Path.cwd()}/2.png"]
+
+
+def test_a_photograph_that_changed_is_said_and_described_again_when_told(
+    captioner: Captioner, photos: Path
+) -> None:
+    run = replace(RUN, sidecar="txt", overwrite=False)
+    run.run(captioner, ["photos"])
+    before = records()
+    draw_picture(photos / "2.png", "white", (20, 90))
+    same = RunResult(total=3, done=3, skipped=3, changed=1)
+    assert run.run(captioner, ["photos"]) == same
+    assert records() == before
+    again = replace(run, retry_changed=True).run(captioner, ["photos"])
+    assert again.described == 1
+    assert again.changed == 0
+    (new,) = captioner.caption([photos / "2.png"])
+    assert [r["caption"] for r in records()] == [
+        before[0]["caption"], new.text, before[2]["caption"],
+    ]  # fmt: skip
+    assert new.text != before[1]["caption"]
+    assert run.run(captioner, ["photos"]).changed == 0
+
+
+def test_a_change_while_it_is_read_shows_next_time(
+    captioner: Captioner, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = describe.read_photograph
+
+    def read_and_touch(preprocessing: Any, path: str) -> bytes:
+        pixels = plain(preprocessing, path)
+        os.utime(path, (1e9, 1e9))
+        return pixels
+
+    monkeypatch.setattr(describe, "read_photograph", read_and_touch)
+    RUN.run(captioner, ["photos"])
+    assert RUN.run(captioner, ["photos"]).changed == 3
+
+
+def test_a_photograph_that_is_gone_is_said_and_dropped_when_told(
+    captioner: Captioner, photos: Path
+) -> None:
+    run = replace(RUN, report="out.html")
+    run.run(captioner, ["photos", "nowhere.png"])
+    (photos / "1.png").unlink()
+    result = run.run(captioner, ["photos"])
+    assert result == RunResult(total=2, done=2, skipped=2, gone=2)
+    assert len(images()) == 4
+    result = replace(run, prune=True).run(captioner, ["photos"])
+    assert result == RunResult(total=2, done=2, skipped=2, pruned=2)
+    assert images() == ["photos/2.png", "photos/3.png"]
+    assert Path("out.html").read_text().count("<article") == 2
+    assert run.run(captioner, ["photos"]) == RunResult(total=2, done=2, skipped=2)
+    # One that is asked for by name is there no more, which is an error.
+    asked = ["photos/2.png", "photos/3.png"]
+    (photos / "3.png").unlink()
+    assert run.run(captioner, asked).gone == 1
+    result = replace(run, prune=True).run(captioner, asked)
+    assert result == RunResult(total=2, done=2, skipped=1, errors=1, pruned=1)
+    assert records()[1] == {"image": "photos/3.png", "error": "no such file or folder"}
+    draw_picture(photos / "3.png", "blue")
+    assert run.run(captioner, asked).changed == 1
+
+
+def test_what_needs_a_journal_says_so(captioner: Captioner, photos: Path) -> None:
+    for name in ("retry_errors", "retry_changed", "prune"):
+        option: dict[str, Any] = {name: True}
+        with pytest.raises(RunError, match=f"--{name.replace('_', '-')} needs --output FILE"):
+            FolderRun(sidecar="txt", **option).run(captioner, ["photos"])
+
+
+def test_nothing_that_is_read_is_written(captioner: Captioner, photos: Path) -> None:
+    photograph = draw_picture(photos / "pic.png", "red").rename(photos / "pic.txt")
+    content = photograph.read_bytes()
+    model = photos / "model.jsonl"
+    model.write_text("weights")
+    os.link(photograph, "hard.jsonl")
+    Path("soft.html").symlink_to(photograph)
+    os.link(photograph, "out.jsonl.journal")
+    os.link(photograph, ".a.csv.journal.lock")
+    before = sorted(os.listdir(".")), sorted(os.listdir(photos))
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"sidecar": "txt"}, "photos/pic.txt is a photograph to read"),
+        ({"output": "hard.jsonl"}, "hard.jsonl is a photograph"),
+        ({"report": "soft.html"}, "soft.html is a photograph"),
+        ({"output": "out.jsonl"}, "out.jsonl.journal is a photograph"),
+        ({"output": "a.csv"}, ".a.csv.journal.lock is a photograph"),
+        ({"output": model, "protect": [model]}, "model.jsonl is a file of the model"),
+    ]
+    for settings, named in cases:
+        run = FolderRun(overwrite=True, **settings)
+        with pytest.raises(RunError, match=named):
+            run.run(captioner, ["photos", "photos/pic.txt"])
+        assert photograph.read_bytes() == content
+        assert (sorted(os.listdir(".")), sorted(os.listdir(photos))) == before
+
+
+def test_a_journal_whose_end_was_torn_is_said(captioner: Captioner, photos: Path) -> None:
+    RUN.run(captioner, ["photos"])
+    whole = Path("out.jsonl").read_bytes()
+    journal = Path("out.jsonl.journal")
+    journal.write_bytes(journal.read_bytes()[:-5])
+    result = RUN.run(captioner, ["photos"])
+    assert result == RunResult(total=3, done=3, skipped=2, described=1, torn=True)
+    assert Path("out.jsonl").read_bytes() == whole
