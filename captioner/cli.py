@@ -275,21 +275,20 @@ def _summarize(args: argparse.Namespace, result: RunResult) -> None:
     """Tell a person what a run came to."""
     if not result.total:
         _note(args, f"no photographs in {', '.join(args.paths) or 'the list'}")
-    counts = [
-        (result.torn, "the last line of the journal was cut off; what it held was done again"),
-        (result.left_alone, "{} sidecars hold something else and were left alone"),
-        (
-            result.changed,
-            "{} photographs have changed since they were described; --retry-changed describes "
-            "them again",
+    if result.torn:
+        _note(args, "the last line of the journal was cut off; what it held was done again")
+    counts = {
+        "sidecars hold something else and were left alone": result.left_alone,
+        "photographs changed since they were described; --retry-changed describes them again": (
+            result.changed
         ),
-        (result.gone, "{} records are of photographs that are gone; --prune drops them"),
-        (result.pruned, "{} records of photographs that are gone were dropped"),
-        (result.errors, f"{{}} of {result.total} could not be read"),
-    ]
-    for count, text in counts:
+        "records are of photographs that are gone; --prune drops them": result.gone,
+        "records of photographs that are gone were dropped": result.pruned,
+        f"of {result.total} could not be read": result.errors,
+    }
+    for text, count in counts.items():
         if count:
-            _note(args, text.format(count))
+            _note(args, f"{count} {text}")
 
 
 class _Progress:

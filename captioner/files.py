@@ -50,11 +50,15 @@ class Notice(UserWarning):
 
 
 def as_json(value: object) -> bytes:
-    """Return a value as one line of JSON, without its end."""
-    try:
-        return json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:  # a name that is not UTF-8 survives as an escaped surrogate
-        return json.dumps(value).encode()
+    """Return a value as one line of JSON, without its end.
+
+    Control characters, also those beyond ASCII, and the bytes of names that are not UTF-8 are
+    escapes in it, so that the line is safe on a terminal and reads back the same.
+    """
+    text = json.dumps(value, ensure_ascii=False)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+    return text.encode()
 
 
 def from_json(content: str | bytes) -> Any:

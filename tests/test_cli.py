@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
@@ -255,6 +256,59 @@ def test_a_line_for_a_person(tmp_path: Path) -> None:
         "dog.jpg  a dog runs  [dog, run]",
         "a\\x1b[2J\\n.jpg  error: an empty file (0 bytes)",
     ]
+
+
+def test_no_name_acts_on_the_terminal(
+    model: list[str], tmp_path: Path, capsysbinary: Capture
+) -> None:
+    folder = tmp_path / "\x1b[2J\x9b"
+    folder.mkdir()
+    for arguments in (
+        [str(folder)],
+        [str(folder / "no")],
+        ["--\x1b[2J"],
+        [str(folder), "--output", str(folder / "\x1b.txt")],
+        [str(folder), "--output", str(folder / "no" / "x.jsonl")],
+        [str(draw_picture(folder / "\x07.png", "red")), "--output", str(folder / "x.json")],
+        [str(folder / "\x07.png"), "--model", str(folder)],
+        [str(folder), "--report", str(folder), "--batch-size", "\x1b"],
+    ):
+        with suppress(SystemExit):
+            main(["caption", *arguments])
+        out, err = capsysbinary.readouterr()
+        assert all(line.isprintable() for line in (out + err).decode().split("\n"))
+        assert b"\\x1b" in err or b"\\u001b" in out
+
+
+def test_what_changed_and_what_is_gone_is_said(
+    model: list[str], tmp_path: Path, capsysbinary: Capture
+) -> None:
+    folder, output = tmp_path / "photos", tmp_path / "out.jsonl"
+    folder.mkdir()
+    for name in ("a.png", "b.png", "c.png"):
+        draw_picture(folder / name, "red")
+    arguments = ["caption", str(folder), *model, "--output", str(output)]
+    assert main(arguments) == 0
+    draw_picture(folder / "a.png", "blue", (90, 90))
+    (folder / "b.png").unlink()
+    capsysbinary.readouterr()
+    assert main(arguments) == 0
+    assert capsysbinary.readouterr().err.decode().splitlines() == [
+        "captioner: 1 photographs changed since they were described; --retry-changed describes "
+        "them again",
+        "captioner: 1 records are of photographs that are gone; --prune drops them",
+    ]
+    journal = Path(f"{output}.journal")
+    journal.write_bytes(journal.read_bytes()[:-1])
+    assert main([*arguments, "--retry-changed", "--prune"]) == 0
+    assert capsysbinary.readouterr().err.decode().splitlines() == [
+        "captioner: the last line of the journal was cut off; what it held was done again",
+        "captioner: 1 records of photographs that are gone were dropped",
+    ]
+    found = [Path(json.loads(line)["image"]).name for line in output.read_text().splitlines()]
+    assert found == ["a.png", "c.png"]
+    assert main(arguments) == 0
+    assert capsysbinary.readouterr().err == b""
 
 
 def test_links_in_a_circle_are_searched_once(tmp_path: Path) -> None:

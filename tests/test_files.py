@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from captioner import console, files
-from captioner.files import Notice, check_replaceable, locked, remove_leftovers, replacing
+from captioner.files import Notice, as_json, check_replaceable, locked, remove_leftovers, replacing
 from captioner.folder.journal import Journal
 from conftest import draw_picture
 
@@ -76,7 +77,7 @@ def test_without_locks_it_goes_on_and_says_so_once(
 def test_a_lock_that_cannot_be_made_names_itself(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     place = str(tmp_path / "file" / "lock")
-    with pytest.raises(NotADirectoryError) as caught, locked(place):
+    with pytest.raises(FileExistsError) as caught, locked(place):
         pytest.fail("there is no folder for it")
     assert caught.value.filename == place
 
@@ -155,6 +156,14 @@ def test_a_photograph_is_captioned_without_posix(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("no locks here (not on this platform)") == 1
+
+
+def test_json_is_only_text() -> None:
+    value = {"a\x1b\x9b\u202e\udce9\U000e0001é": "\n"}
+    line = as_json(value)
+    assert line.decode().isprintable()
+    assert json.loads(line) == value
+    assert line == b'{"a\\u001b\\u009b\\u202e\\udce9\\udb40\\udc01\xc3\xa9": "\\n"}'
 
 
 def test_messages_are_only_text(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -354,8 +355,13 @@ def test_ctrl_c_says_how_to_continue(model: list[str], very_many: Path, tmp_path
     code = [sys.executable, "-m", "captioner", *command(very_many, output, model)]
     # Whoever started the tests in the background may have had Ctrl-C ignored.
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    mark = {"CAPTIONER_TEST_MARK": str(tmp_path)}
     with subprocess.Popen(
-        code, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=heed
+        code,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=heed,
+        env=os.environ | mark,
     ) as process:
         journal = Path(f"{output}.journal")
         while process.poll() is None and not (
@@ -368,6 +374,18 @@ def test_ctrl_c_says_how_to_continue(model: list[str], very_many: Path, tmp_path
     assert process.returncode == 130
     assert said == "captioner: stopped; the same command continues where it was\n"
     assert 0 < len(json.loads(output.read_text())) < 550
+    assert processes_with(mark) == []
+
+
+def processes_with(variables: dict[str, str]) -> list[str]:
+    """Return the processes that were started with variables in their environment."""
+    ((name, value),) = variables.items()
+    found = []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if f"{name}={value}".encode() in environment.read_bytes().split(b"\0"):
+                found.append(environment.parent.name)
+    return found
 
 
 def test_the_library_runs_the_same_engine(model: list[str], many: Path) -> None:

@@ -263,7 +263,7 @@ def test_a_disk_that_fills_up(model: list[str], photographs: Path, tmp_path: Pat
     output = tmp_path / "out.jsonl"
     command = [sys.executable, "-m", "captioner", "caption", str(photographs), *model]
     command += ["--batch-size", "2", "--output", str(output)]
-    whole = f"ulimit -f 2; exec {' '.join(map(repr, command))}"  # blocks of 1,024 bytes
+    whole = f"ulimit -f 4; exec {' '.join(map(repr, command))}"  # blocks of 1,024 bytes
     done = subprocess.run(["bash", "-c", whole], capture_output=True, check=False)
     assert done.returncode == 1
     assert done.stderr.decode() == (

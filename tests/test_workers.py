@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import time
 from collections.abc import Iterable
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from captioner.files import Notice
+from captioner.photos import workers
 from captioner.photos.images import UnreadableError
 from captioner.photos.workers import DecodingError, Found, read_ahead
 
@@ -110,3 +113,25 @@ def test_no_process_at_all_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/bin/false")
     with pytest.raises(DecodingError, match="/bin/false failed"):
         results(["a"])
+
+
+def test_too_many_open_files_are_no_process() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = os.dup(0)  # the lowest number that is free
+    os.close(taken)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (taken, limits[1]))
+    try:
+        with pytest.raises(DecodingError, match="could be started: Too many open files"):
+            results(["a"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_without_posix_photographs_are_read_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_POSIX", False)
+    with pytest.warns(Notice, match="read one at a time"):
+        assert results(["a", "bad"]) == ["a", "cannot read bad"]
+    found = read_ahead(read, [Found("b")], 1, 1, 1.0)
+    with pytest.warns(Notice):
+        ((_, answer),) = found
+    assert answer == f"{os.getpid()} b".encode()

@@ -100,7 +100,10 @@ class Journal:
         self.reordered = False
         self._entries: dict[str, _Entry] = {}  # in the order of the photographs
         with ExitStack() as stack:
-            self.alone = stack.enter_context(locked(lock_path(path), self._refuse))
+            try:
+                self.alone = stack.enter_context(locked(lock_path(path), self._refuse))
+            except OSError as error:  # what cannot be made is no concern of a person's
+                raise OSError(error.errno, error.strerror, path) from error
             self._file = stack.enter_context(FileIO(path, "a+"))
             end = self._take_up(settings, overwrite)
             self._file.truncate(end)

@@ -52,6 +52,7 @@ serve(connection)
 """
 _GOOD, _BAD = b"+", b"-"
 _START_SECONDS = 120.0
+_POSIX = os.name == "posix"
 
 
 def read_ahead(
@@ -64,7 +65,7 @@ def read_ahead(
     Raises ``DecodingError`` when a process cannot be started at all. The processes need POSIX;
     elsewhere photographs are read here, one after the other, and a ``Notice`` says so.
     """
-    if os.name != "posix":
+    if not _POSIX:
         yield from _read_here(read, photographs)
         return
     waiting: deque[tuple[str, Future[bytes | UnreadableError]]] = deque()

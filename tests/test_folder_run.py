@@ -1,4 +1,4 @@
-"""Which photographs are the same, which changed, which are gone, and what is never written over."""
+"""Folder runs from Python: which photographs are the same, and what goes wrong around them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,21 @@ from typing import Any
 
 import pytest
 
-from captioner.folder import FolderRun, RunError, RunResult, describe, find_photographs
+from captioner.data.vocabulary import Vocabulary
+from captioner.folder import (
+    FolderRun,
+    RunError,
+    RunResult,
+    WriteError,
+    describe,
+    find_photographs,
+)
 from captioner.folder.identity import distinct
 from captioner.inference import Captioner
 from captioner.model.checkpoint import Checkpoint
 from captioner.photos.images import UnreadableError
 from captioner.photos.workers import Found
-from conftest import draw_picture
+from conftest import WORDS, draw_picture
 
 
 @pytest.fixture
@@ -218,3 +226,83 @@ def test_a_journal_whose_end_was_torn_is_said(captioner: Captioner, photos: Path
     result = RUN.run(captioner, ["photos"])
     assert result == RunResult(total=3, done=3, skipped=2, described=1, torn=True)
     assert Path("out.jsonl").read_bytes() == whole
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.jsonl.journal"])
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_file_that_is_taken_away_ends_the_run_and_costs_nothing(
+    captioner: Captioner, photos: Path, name: str, replaced: bool
+) -> None:
+    def take_away(result: RunResult) -> None:
+        if result.done == 2:
+            Path(name).rename("taken")
+            if replaced:
+                Path(name).write_text("of another")
+
+    run = replace(RUN, output=name.removesuffix(".journal"))
+    with pytest.raises(WriteError, match=r"No such file|another file has taken its place") as why:
+        replace(run, progress=take_away).run(captioner, ["photos"])
+    assert why.value.filename == name
+    Path("taken").replace(name)
+    # The journal has a record before the output has it.
+    described = 1 if name.endswith(".journal") else 0
+    assert run.run(captioner, ["photos"]) == RunResult(
+        total=3, done=3, skipped=3 - described, described=described
+    )
+    assert Path(str(run.output)).read_text().count("photos/") == 3
+
+
+def test_an_output_that_was_deleted_is_written_again(captioner: Captioner, photos: Path) -> None:
+    RUN.run(captioner, ["photos"])
+    whole = Path("out.jsonl").read_bytes()
+    Path("out.jsonl").unlink()
+    RUN.run(captioner, ["photos"])
+    assert Path("out.jsonl").read_bytes() == whole
+
+
+def test_a_second_run_is_refused_before_it_does_anything(
+    captioner: Captioner, photos: Path
+) -> None:
+    run = replace(RUN, report="out.html", overwrite=True)
+    seen: list[dict[str, Any]] = []
+
+    def look() -> dict[str, Any]:
+        return {path.name: path.read_bytes() for path in Path().iterdir() if path.is_file()}
+
+    def run_again(result: RunResult) -> None:
+        Path(".captioner-of-the-first.tmp").touch()
+        before = look()
+        with pytest.raises(RunError, match=r"out\.jsonl\.journal: another run is writing it"):
+            run.run(captioner, ["photos"])
+        assert look() == before
+        seen.append(before)
+
+    assert replace(run, progress=run_again).run(captioner, ["photos"]).described == 3
+    assert [len(files) for files in seen] == [4, 4, 4]
+    assert Path("out.html").read_text().count("<article") == 3
+
+
+def test_two_runs_on_one_set_of_sidecars(captioner: Captioner, photos: Path) -> None:
+    run = FolderRun(sidecar="txt", batch_size=1)
+    results = []
+
+    def run_again(result: RunResult) -> None:
+        if result.done == 1:
+            results.append(run.run(captioner, ["photos"]))
+
+    results.append(replace(run, progress=run_again).run(captioner, ["photos"]))
+    assert [result.done for result in results] == [3, 3]
+    texts = {path.name: path.read_text() for path in photos.glob("*.txt")}
+    captions = captioner.caption(sorted(photos.glob("*.png")))
+    assert texts == {f"{i}.txt": f"{caption.text}\n" for i, caption in enumerate(captions, 1)}
+    assert list(photos.glob("*.tmp")) == []
+
+
+def test_a_model_is_known_by_its_weights_and_words(
+    captioner: Captioner, small: Checkpoint, photos: Path
+) -> None:
+    RUN.run(captioner, ["photos"])
+    assert RUN.run(Captioner([small]), ["photos"]).skipped == 3
+    words = Vocabulary([*reversed(WORDS)])
+    with pytest.raises(RunError, match=r"model was the one of SHA-256 .{16}, is the one of"):
+        RUN.run(Captioner(replace(small, vocabulary=words)), ["photos"])
