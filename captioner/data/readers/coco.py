@@ -61,13 +61,13 @@ def _image_names(problems: Problems, images: list[dict[str, Any]]) -> dict[Image
     """Return the name of each image by its id; ``Path()`` where it has none."""
     names: dict[ImageId, Path] = {}
     for index, image in enumerate(images):
-        place = f"images[{index}]"
-        image_id = problems.image_id(place, image, "id")
+        where = f"images[{index}]"
+        image_id = problems.image_id(where, image, "id")
         # Captions are scored by ids alone, so that whoever needs a photograph asks for its name.
         named = image.get("file_name") is not None
-        name = problems.name(place, image["file_name"]) if named else Path()
+        name = problems.name(where, image["file_name"]) if named else Path()
         if image_id in names:
-            problems.add(place, f"the image id {shown(image_id)} stands twice")
+            problems.add(where, f"the image id {shown(image_id)} stands twice")
         elif image_id is not None and name is not None:
             names[image_id] = name
     return names
@@ -81,15 +81,15 @@ def _captions(
     junk: dict[ImageId, list[str]] = defaultdict(list)
     orphan = ""
     for index, annotation in enumerate(annotations):
-        place = f"annotations[{index}]"
-        image_id = problems.image_id(place, annotation, "image_id")
+        where = f"annotations[{index}]"
+        image_id = problems.image_id(where, annotation, "image_id")
         if image_id is not None and image_id not in names:
-            orphan = orphan or f"{place} is of {shown(annotation['image_id'])}"
-            problems.count(place, _ORPHANS)
+            orphan = orphan or f"{where} is of {shown(annotation['image_id'])}"
+            problems.count(where, _ORPHANS)
         elif annotation.get("caption", "") is None:
-            problems.count(place, NULL_CAPTIONS)
+            problems.count(where, NULL_CAPTIONS)
         else:
-            text = problems.text(place, annotation, "caption")
+            text = problems.text(where, annotation, "caption")
             if image_id is not None and text is not None:
                 marked = any(annotation.get(mark) for mark in _JUNK_MARKS)
                 (junk if marked else texts)[image_id].append(text)
@@ -110,15 +110,15 @@ def _read_tags(path: Path) -> dict[ImageId, tuple[str, ...]]:
             names[category_id] = name
     areas: dict[ImageId, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for index, annotation in enumerate(objects(data, "annotations", path)):
-        place = f"annotations[{index}]"
-        image_id = problems.image_id(place, annotation, "image_id")
-        category_id = problems.image_id(place, annotation, "category_id")
+        where = f"annotations[{index}]"
+        image_id = problems.image_id(where, annotation, "image_id")
+        category_id = problems.image_id(where, annotation, "category_id")
         # An object without an area comes last.
         area = 0.0 if annotation.get("area") is None else as_number(annotation["area"])
         if area is None:
-            problems.wrong(place, "area", annotation, "a finite number")
+            problems.wrong(where, "area", annotation, "a finite number")
         elif category_id is not None and category_id not in names:
-            problems.add(place, f"no category has the id {shown(category_id)}")
+            problems.add(where, f"no category has the id {shown(category_id)}")
         elif image_id is not None and category_id is not None:
             areas[image_id][names[category_id]] += area
     problems.check()

@@ -83,16 +83,16 @@ def _windows_text(path: Path, content: bytes, error: UnicodeDecodeError) -> Text
     if error.encoding != "utf-8":
         raise DataError(f"{path}: cannot be read as text: {error}") from error
     before = error.object[: error.start]
-    place = f"{path}:{before.count(10) + 1}"
+    where = f"{path}:{before.count(10) + 1}"
     start = before.rfind(b"\n") + 1
     seen = shown(error.object[start : error.start + 20])
     try:
         text = content.decode("cp1252")
     except UnicodeDecodeError:
         raise DataError(
-            f"{place}: cannot be read as text: neither UTF-8 nor Windows-1252: {seen}"
+            f"{where}: cannot be read as text: neither UTF-8 nor Windows-1252: {seen}"
         ) from error
-    return Text(path, text, [f"{place}: not UTF-8, so the file was read as Windows-1252: {seen}"])
+    return Text(path, text, [f"{where}: not UTF-8, so the file was read as Windows-1252: {seen}"])
 
 
 def parsed(text: Text) -> Any:
@@ -117,7 +117,7 @@ def objects(data: Any, key: str, where: object) -> list[dict[str, Any]]:
 class Problems:
     """The entries of a file that cannot be used: the first few in words, of the rest how many.
 
-    A place is the number of a line, or how an entry is called, such as "images[3]".
+    ``where`` is the number of a line, or how an entry is called, such as "images[3]".
     """
 
     def __init__(self, path: Path) -> None:
@@ -127,15 +127,15 @@ class Problems:
         self._count = 0
         self._oddities: dict[str, list[str | int]] = {}
 
-    def add(self, place: str | int, what: str) -> None:
+    def add(self, where: str | int, what: str) -> None:
         """Note what is wrong with an entry."""
         self._count += 1
         if self._count == 1:
             self._told.append(
-                f"{self._path}:{'' if isinstance(place, int) else ' '}{place}: {what}"
+                f"{self._path}:{'' if isinstance(where, int) else ' '}{where}: {what}"
             )
         elif self._count <= _TOLD:
-            self._told.append(f"{_called(place)}: {what}")
+            self._told.append(f"{_called(where)}: {what}")
 
     def check(self) -> None:
         """Raise ``DataError`` if there is a problem."""
@@ -143,47 +143,47 @@ class Problems:
             more = [f"and {self._count - _TOLD:,} more"] if self._count > _TOLD else []
             raise DataError("; ".join(self._told + more))
 
-    def count(self, place: str | int, what: str) -> None:
+    def count(self, where: str | int, what: str) -> None:
         """Count an entry that is odd and can be used, or changes nothing, under what it is."""
-        self._oddities.setdefault(what, []).append(place)
+        self._oddities.setdefault(what, []).append(where)
 
     def notes(self) -> list[str]:
         """Return how many odd entries of each kind there are, and where the first is."""
         return [
-            f"{self._path}: {len(places):,} {what}; the first: {_called(places[0])}"
-            for what, places in self._oddities.items()
+            f"{self._path}: {len(entries):,} {what}; the first: {_called(entries[0])}"
+            for what, entries in self._oddities.items()
         ]
 
-    def wrong(self, place: str | int, key: str, entry: Mapping[str, Any], expected: str) -> None:
+    def wrong(self, where: str | int, key: str, entry: Mapping[str, Any], expected: str) -> None:
         """Note that a field is missing, or has a value that was not expected."""
         seen = f"is {shown(entry[key])}" if key in entry else "is missing"
-        self.add(place, f"{key!r} {seen}; expected {expected}")
+        self.add(where, f"{key!r} {seen}; expected {expected}")
 
-    def text(self, place: str | int, entry: Mapping[str, Any], key: str) -> str | None:
+    def text(self, where: str | int, entry: Mapping[str, Any], key: str) -> str | None:
         """Return the text at a key, or ``None`` after noting what is wrong."""
         value = entry.get(key)
         if isinstance(value, str):
             return value
-        self.wrong(place, key, entry, "a text")
+        self.wrong(where, key, entry, "a text")
         return None
 
-    def image_id(self, place: str | int, entry: Mapping[str, Any], key: str) -> ImageId | None:
+    def image_id(self, where: str | int, entry: Mapping[str, Any], key: str) -> ImageId | None:
         """Return the id at a key, or ``None`` after noting what is wrong; see :func:`as_id`."""
         value = as_id(entry.get(key))
         if value is None:
-            self.wrong(place, key, entry, "a whole number or a text")
+            self.wrong(where, key, entry, "a whole number or a text")
         return value
 
-    def name(self, place: str | int, name: object) -> Path | None:
+    def name(self, where: str | int, name: object) -> Path | None:
         """Return the name of a photograph, or ``None`` after noting what is wrong."""
         wrong = wrong_name(name)
         if wrong:
-            self.add(place, wrong)
+            self.add(where, wrong)
         return None if wrong else Path(str(name))
 
 
-def _called(place: str | int) -> str:
-    return f"line {place}" if isinstance(place, int) else place
+def _called(where: str | int) -> str:
+    return f"line {where}" if isinstance(where, int) else where
 
 
 def as_id(value: object) -> ImageId | None:

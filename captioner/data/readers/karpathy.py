@@ -31,13 +31,13 @@ def read_karpathy(captions: Path, data: Any, splits: Sequence[str]) -> Annotatio
     examples: list[Example] = []
     ids: set[ImageId | None] = set()
     for index, image in enumerate(objects(data, "images", captions)):
-        place = f"images[{index}]"
-        split = problems.text(place, image, "split")
+        where = f"images[{index}]"
+        split = problems.text(where, image, "split")
         if split not in splits:
             continue
-        example = _example(captions, problems, place, image)
+        example = _example(captions, problems, where, image)
         if example.image_id is not None and example.image_id in ids:
-            problems.add(place, f"the image id {shown(example.image_id)} stands twice")
+            problems.add(where, f"the image id {shown(example.image_id)} stands twice")
         ids.add(example.image_id)
         examples.append(example)
     problems.check()
@@ -46,17 +46,17 @@ def read_karpathy(captions: Path, data: Any, splits: Sequence[str]) -> Annotatio
     return Annotations(examples, problems.notes())
 
 
-def _example(captions: Path, problems: Problems, place: str, image: dict[str, Any]) -> Example:
+def _example(captions: Path, problems: Problems, where: str, image: dict[str, Any]) -> Example:
     folder = image.get("filepath")
     if folder is not None and not isinstance(folder, str):
-        problems.wrong(place, "filepath", image, "a text")
-    name = f"{folder or ''}/{problems.text(place, image, 'filename') or ''}".lstrip("/")
-    path = problems.name(place, name) if isinstance(image.get("filename"), str) else None
+        problems.wrong(where, "filepath", image, "a text")
+    name = f"{folder or ''}/{problems.text(where, image, 'filename') or ''}".lstrip("/")
+    path = problems.name(where, name) if isinstance(image.get("filename"), str) else None
     key = next((key for key in ("cocoid", "imgid") if image.get(key) is not None), None)
-    image_id = None if key is None else problems.image_id(place, image, key)
+    image_id = None if key is None else problems.image_id(where, image, key)
     texts: list[str] = []
-    for number, sentence in enumerate(objects(image, "sentences", f"{captions}: {place}")):
-        inner = f"{place}: sentences[{number}]"
+    for number, sentence in enumerate(objects(image, "sentences", f"{captions}: {where}")):
+        inner = f"{where}: sentences[{number}]"
         if sentence.get("raw", "") is None:
             problems.count(inner, NULL_CAPTIONS)
         elif (text := problems.text(inner, sentence, "raw")) is not None:

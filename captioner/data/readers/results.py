@@ -46,17 +46,17 @@ def read_results(path: Path) -> Results:
     problems = Problems(path)
     captions: dict[ImageId, str] = {}
     keys: set[str] = set()
-    for place, entry in _records(text, problems):
+    for where, entry in _records(text, problems):
         key = "image_id" if "image_id" in entry else "image"
         keys.add(key)
         if entry.get("error") and not entry.get("caption"):
-            problems.count(place, "records of errors, which have no caption")
+            problems.count(where, "records of errors, which have no caption")
             continue
         # A name that is a number stays a text.
         of_entry = problems.text if key == "image" else problems.image_id
-        image, caption = of_entry(place, entry, key), problems.text(place, entry, "caption")
+        image, caption = of_entry(where, entry, key), problems.text(where, entry, "caption")
         if image in captions:
-            problems.add(place, f"the {_CALLED[key]} {shown(image)} stands twice")
+            problems.add(where, f"the {_CALLED[key]} {shown(image)} stands twice")
         elif image is not None and caption is not None:
             captions[image] = caption
     if len(keys) > 1:
@@ -91,7 +91,7 @@ def _records(text: Text, problems: Problems) -> Iterator[tuple[str | int, Mappin
 
 
 def pair_results(
-    results: Path, references: Annotations, where: Path, subset: bool = False
+    results: Path, references: Annotations, source: Path, subset: bool = False
 ) -> Paired:
     """Return the photographs of the references and what a results file says of each.
 
@@ -102,7 +102,7 @@ def pair_results(
     Args:
         results: A file that :func:`read_results` reads.
         references: What :func:`captioner.data.readers.read` returned.
-        where: The file of the references, for messages.
+        source: The file of the references, for messages.
         subset: Whether photographs that only one of the files has are left out.
 
     Raises:
@@ -111,16 +111,16 @@ def pair_results(
     """
     written = read_results(results)
     examples = [example for example in references.examples if example.captions]
-    found, notes = _find(written, examples, results, where)
+    found, notes = _find(written, examples, results, source)
     captions = {found[image]: text for image, text in written.captions.items() if image in found}
     unknown = [image for image in written.captions if image not in found]
     unsaid = [_called(e) for index, e in enumerate(examples) if index not in captions]
     if unknown and not subset:
-        raise DataError(f"{results}: {where} has no caption of {_listed(map(shown, unknown))}")
+        raise DataError(f"{results}: {source} has no caption of {_listed(map(shown, unknown))}")
     if unsaid and not subset:
-        raise DataError(f"{where}: {results} has no caption for {_listed(unsaid)}")
+        raise DataError(f"{source}: {results} has no caption for {_listed(unsaid)}")
     if not captions:
-        raise DataError(f"{results}: holds no caption of an image of {where}")
+        raise DataError(f"{results}: holds no caption of an image of {source}")
     if unknown:
         notes.append(f"{len(unknown):,} captions are of images without references, left out")
     if unsaid:
@@ -144,33 +144,33 @@ def _listed(images: Iterable[str]) -> str:
 
 
 def _find(
-    written: Results, examples: Sequence[Example], results: Path, where: Path
+    written: Results, examples: Sequence[Example], results: Path, source: Path
 ) -> tuple[dict[ImageId, int], list[str]]:
     """Return the index of the example of each image of the results, and notes on their names."""
     ids = {e.image_id: index for index, e in enumerate(examples) if e.image_id is not None}
     texts = [image for image in written.captions if isinstance(image, str)]
     are_names = len(texts) == len(written.captions) and not ids.keys() & written.captions.keys()
     if written.by_name or are_names:
-        return _by_name(texts, examples, where)
+        return _by_name(texts, examples, source)
     if not ids:
         numbers = [(coco_image_id(str(e.image)), index) for index, e in enumerate(examples)]
         ids = {number: index for number, index in numbers if number is not None}
         if len(ids) < len(examples):
             raise DataError(
-                f"{results}: has image ids, but {where} has none, and its names do not each end "
+                f"{results}: has image ids, but {source} has none, and its names do not each end "
                 "in a number of their own; score a results file that names the photographs"
             )
     return {image: ids[image] for image in written.captions if image in ids}, []
 
 
 def _by_name(
-    names: Sequence[str], examples: Sequence[Example], where: Path
+    names: Sequence[str], examples: Sequence[Example], source: Path
 ) -> tuple[dict[ImageId, int], list[str]]:
     indices: dict[str, list[int]] = defaultdict(list)
     for index, example in enumerate(examples):
         indices[str(example.image)].append(index)
     resolved = resolve(names, indices.__contains__, indices.keys, tails=True)
-    problems = Problems(where)
+    problems = Problems(source)
     for name, why in resolved.refused.items():
         if why != MISSING:
             problems.add(shown(name), why)

@@ -78,14 +78,14 @@ def read_jsonl(text: Text) -> Annotations:
     return Annotations(examples, problems.notes())
 
 
-def _texts(problems: Problems, place: int, entry: dict[str, Any], key: str) -> tuple[str, ...]:
+def _texts(problems: Problems, where: int, entry: dict[str, Any], key: str) -> tuple[str, ...]:
     values = entry.get(key)
     if not isinstance(values, list) or not all(isinstance(v, str | None) for v in values):
-        problems.wrong(place, key, entry, "a list of texts")
+        problems.wrong(where, key, entry, "a list of texts")
         return ()
     for value in values:
         if value is None:
-            problems.count(place, f"{key} that are null, passed over")
+            problems.count(where, f"{key} that are null, passed over")
     return tuple(value for value in values if value is not None)
 
 
