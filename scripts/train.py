@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 from captioner.model.checkpoint import CheckpointError
                 from captioner.model.device import choose_device
                 from captioner.settings import ConfigError, load_config
-                from captioner.training.trainer import TrainingError, fit
+                from captioner.training.advice import TrainingError
+                from captioner.training.fit import fit
             keep_freed_memory()
             config = load_config(Config, args.config, args.set)
             fit(config, args.run, choose_device(args.device), stopper=stopper)

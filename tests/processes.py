@@ -31,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 
 # A process of it has torch already, and none of what pytest's own has begun.
 CONTEXT = get_context("forkserver")
-CONTEXT.set_forkserver_preload(["captioner.training.trainer"])
+CONTEXT.set_forkserver_preload(["captioner.training.fit"])
 
 
 # The best is neither the first nor the last, so that it is a state of its own.

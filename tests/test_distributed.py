@@ -26,7 +26,8 @@ from test_runs import (
 from captioner.config import Config, SelfCriticalConfig
 from captioner.data.sources import read_data
 from captioner.training.distributed import joined
-from captioner.training.trainer import Trainer, fit
+from captioner.training.fit import fit
+from captioner.training.trainer import Trainer
 from conftest import drawn_run
 
 
@@ -112,7 +113,7 @@ def test_two_processes_go_through_all_stages_and_a_kill(drawn: Config, tmp_path:
     found = [(record["stage"], record["step"]) for record in evaluations(tmp_path / "whole")]
     assert found[-1] == ("self-critical", 9)
 
-    dies = Moment("captioner.training.trainer.clip_gradients", 5)
+    dies = Moment("captioner.training.learner.clip_gradients", 5)
     killed = together(tmp_path, fit_as_one_of_two, config, tmp_path / "cut", dies)
     assert [process.status for process in killed] == [-signal.SIGKILL] * 2, killed
     assert state(config, tmp_path / "cut") == 4

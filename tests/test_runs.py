@@ -22,9 +22,12 @@ from captioner.evaluation import Evaluation
 from captioner.model.checkpoint import load_checkpoint
 from captioner.photos.images import open_rgb
 from captioner.settings import ConfigError
+from captioner.training.advice import TrainingError
 from captioner.training.distributed import Group
+from captioner.training.fit import fit
+from captioner.training.learner import Learner, Update
 from captioner.training.runlog import read_log
-from captioner.training.trainer import Trainer, TrainingError, Update, fit
+from captioner.training.trainer import Trainer
 from conftest import COLOURS, drawn_run
 
 # The runs that are killed have one thread, and sums depend on how many there are.
@@ -77,11 +80,11 @@ def test_killed_at_any_moment_and_continued_is_byte_for_byte_undisturbed(
     moments = [
         Moment("captioner.training.features.pixel_batches", 1),
         Moment("torch.optim.AdamW.step", 2),
-        Moment("captioner.training.trainer.judge", 1),
+        Moment("captioner.training.validation.judge", 1),
         Moment("captioner.training.trainer.save_checkpoint", 2),  # between last and best
         Moment("captioner.training.snapshot.write_tensors", 2),
-        Moment("captioner.training.trainer.judge", 3),
-        Moment("captioner.training.trainer.load_checkpoint", 1),  # the best, to go on from
+        Moment("captioner.training.validation.judge", 3),
+        Moment("captioner.training.learner.load_checkpoint", 1),  # the best, to go on from
         Moment("captioner.training.self_critical.policy_gradient_loss", 2),
     ]
     for moment in moments:
@@ -97,10 +100,10 @@ def test_asked_to_stop_a_run_says_how_to_go_on(
 ) -> None:
     config, undisturbed = whole
     moments = [
-        (Moment("captioner.training.trainer.read_data", 1), signal.SIGTERM),
+        (Moment("captioner.training.fit.read_data", 1), signal.SIGTERM),
         (Moment("captioner.training.features.pixel_batches", 1), signal.SIGINT),
         (Moment("captioner.model.encoder.Encoder.forward", 2), signal.SIGTERM),
-        (Moment("captioner.training.trainer.clip_gradients", 1), signal.SIGINT),
+        (Moment("captioner.training.learner.clip_gradients", 1), signal.SIGINT),
         (Moment("captioner.evaluation.write_captions", 1), signal.SIGTERM),
         (Moment("captioner.training.teacher_forcing.sequence_loss", 3), signal.SIGTERM),
         # Workers read pixels then.
@@ -155,14 +158,14 @@ def steps_taken(
 ) -> tuple[list[Update], list[dict[str, torch.Tensor]]]:
     """Return what the steps of an epoch did, and the gradients of each."""
     trainer = Trainer(config, read_data(config), run, CPU, quiet, group)
-    smoothen(trainer.model.encoder)
+    smoothen(trainer.learner.model.encoder)
     trainer.begin_epoch()
     updates, gradients = [], []
     for parts in trainer.steps():
-        update = trainer.update(parts)
+        update = trainer.learner.update(parts, trainer.stage, trainer.step, [])
         assert update is not None
         updates.append(update)
-        named = trainer.model.named_parameters()
+        named = trainer.learner.model.named_parameters()
         gradients.append({n: p.grad.clone() for n, p in named if p.grad is not None})
     return updates, gradients
 
@@ -232,22 +235,23 @@ def test_a_step_without_a_finite_gradient_changes_nothing(drawn: Config, tmp_pat
     rows = trainer.dataset.features.rows.copy()
     rows[COLOURS.index("blue")] = float("nan")
     trainer.dataset.features = Features(rows, {})
-    assert trainer.average is not None
+    average = trainer.learner.average
+    assert average is not None
     skipped = []
     for parts in trainer.steps():
-        before = {n: t.clone() for n, t in trainer.average.state_dict().items()}
-        weights = [p.detach().clone() for p in trainer.model.parameters()]
-        trainer._take(parts, trainer._bar())
-        same = all(map(torch.equal, weights, trainer.model.parameters()))
-        average = trainer.average.state_dict()
-        assert same == all(torch.equal(before[n], average[n]) for n in average)
+        before = {n: t.clone() for n, t in average.state_dict().items()}
+        weights = [p.detach().clone() for p in trainer.learner.model.parameters()]
+        trainer._take(parts)
+        same = all(map(torch.equal, weights, trainer.learner.model.parameters()))
+        now = average.state_dict()
+        assert same == all(torch.equal(before[n], now[n]) for n in now)
         if same:
             skipped += [COLOURS[place] for place in parts[0].places]
     assert skipped == ["blue"]
     assert trainer.progress.skipped == 1
     assert trainer.progress.updates == 7
     assert [line for line in said if "skipped: its loss or gradient is not finite" in line]
-    assert all(state["step"] == 7 for state in trainer.optimizer.state.values())
+    assert all(state["step"] == 7 for state in trainer.learner.optimizer.state.values())
 
 
 def test_ten_steps_without_a_finite_gradient_end_the_run(
@@ -255,7 +259,7 @@ def test_ten_steps_without_a_finite_gradient_end_the_run(
 ) -> None:
     # Weights of an encoder that are no numbers: what a run that diverged leaves.
     trainer = Trainer(drawn, read_data(drawn), tmp_path / "first", CPU, quiet)
-    state = {k: t.clone() for k, t in trainer.model.encoder.backbone.state_dict().items()}
+    state = {k: t.clone() for k, t in trainer.learner.model.encoder.backbone.state_dict().items()}
     state["layer4.1.bn2.weight"].fill_(float("nan"))
     torch.save(state, tmp_path / "nan.pth")
     config = replace(
@@ -341,7 +345,7 @@ def scores(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         result = judge(*args)
         return replace(result, scores=replace(result.scores, cider_d=given.pop(0)))
 
-    monkeypatch.setattr("captioner.training.trainer.judge", scored)
+    monkeypatch.setattr("captioner.training.validation.judge", scored)
     return given
 
 
@@ -375,21 +379,21 @@ def test_checkpoints_are_written_when_they_happen_and_a_plateau_lowers_the_rate(
     training = replace(drawn.training, epochs=3, frozen_epochs=3, validate_every=1, batch_size=4)
     config = replace(drawn, optimizer=optimizer, training=training)
     scores += [0.3, 0.2, 0.4, 0.1, 0.3, 0.2]
-    run, rates, update = tmp_path / "run", [], Trainer.update
+    run, rates, update = tmp_path / "run", [], Learner.update
     best: list[int] = []
 
-    def recorded(trainer: Trainer, parts: Any) -> Update | None:
-        if trainer.step:
+    def recorded(learner: Learner, parts: Any, stage: Any, step: int, past: Any) -> Update | None:
+        if step:
             of = [load_checkpoint(run / f"{n}.safetensors").provenance["figures"]["step"]
                   for n in ("last", "best")]  # fmt: skip
-            assert of[0] == trainer.step
+            assert of[0] == step
             best.append(of[1])
-        done = update(trainer, parts)
+        done = update(learner, parts, stage, step, past)
         assert done is not None
         rates.append(done.rate / 0.02)
         return done
 
-    monkeypatch.setattr(Trainer, "update", recorded)
+    monkeypatch.setattr(Learner, "update", recorded)
     fit(config, run, CPU, quiet)
     assert best == [1, 1, 3, 3, 3]
     assert rates == pytest.approx([1.0, 1.0, 0.5, 0.5, 0.25, 0.125])

@@ -17,7 +17,7 @@ from captioner.data.sources import Data, Part, read_data
 from captioner.data.tags import TagSet
 from captioner.data.vocabulary import Vocabulary
 from captioner.settings import ConfigError
-from captioner.training.trainer import fit
+from captioner.training.fit import fit
 from conftest import draw_picture, tiny_config
 
 COLOURS = ("red", "green", "blue", "yellow", "black")

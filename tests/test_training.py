@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from captioner.data.sources import read_data
 from captioner.inference import Captioner
 from captioner.model.checkpoint import Checkpoint, load_checkpoint
 from captioner.settings import ConfigError
+from captioner.training.fit import fit
+from captioner.training.learner import Update
 from captioner.training.losses import sequence_loss
 from captioner.training.runlog import read_log
-from captioner.training.trainer import Trainer, fit
+from captioner.training.trainer import Trainer
 from conftest import COLOURS, drawn_run
 
 CPU = torch.device("cpu")
@@ -44,8 +47,13 @@ def begun(config: Config, run: Path) -> Trainer:
 
 def loss_of(trainer: Trainer, batch: Batch) -> Tensor:
     """Return the loss of a batch that is a whole step."""
-    loss: Tensor = trainer.objective(batch, trainer.objective.counts(batch))[0]
+    loss: Tensor = trainer.learner.objective(batch, trainer.learner.objective.counts(batch))[0]
     return loss
+
+
+def step(trainer: Trainer, micro_batches: Sequence[Batch]) -> Update | None:
+    """Do one step, wherever the trainer stands."""
+    return trainer.learner.update(micro_batches, trainer.stage, trainer.step, [])
 
 
 def test_untrained_loss_is_log_v() -> None:
@@ -57,7 +65,10 @@ def test_untrained_loss_is_log_v() -> None:
 def test_untrained_model_starts_near_log_v(drawn: Config, tmp_path: Path) -> None:
     trainer = begun(drawn, tmp_path / "run")
     batch = next(batches(trainer.dataset, 8, 0, 0, 0, 0))
-    words, tags = (len(trainer.checkpoint.vocabulary), len(trainer.checkpoint.tags.vocabulary))
+    words, tags = (
+        len(trainer.learner.checkpoint.vocabulary),
+        len(trainer.learner.checkpoint.tags.vocabulary),
+    )
     expected = math.log(words) + drawn.training.tag_weight * math.log(tags)
     assert loss_of(trainer, batch).item() == pytest.approx(expected, rel=0.15)
 
@@ -76,8 +87,10 @@ def test_learns_eight_pictures_by_heart(drawn: Config, tmp_path: Path) -> None:
     trainer = begun(config, tmp_path / "run")
     for epoch in range(400):
         trainer.progress.epoch = epoch
-        trainer.update([next(batches(trainer.dataset, 8, 0, epoch, 0, 0))])
-    described = Captioner(trainer.checkpoint).describe([tmp_path / f"{c}.png" for c in COLOURS])
+        step(trainer, [next(batches(trainer.dataset, 8, 0, epoch, 0, 0))])
+    described = Captioner(trainer.learner.checkpoint).describe(
+        [tmp_path / f"{c}.png" for c in COLOURS]
+    )
     assert [d.caption.text for d in described] == [f"a {c} disc on grey paper" for c in COLOURS]
     assert [[tag.name for tag in d.tags] for d in described] == [[c] for c in COLOURS]
 
@@ -137,7 +150,7 @@ def test_self_critical_training_raises_the_reward(drawn: Config, tmp_path: Path)
     for epoch in range(75):
         trainer.progress.epoch = epoch
         trainer.begin_epoch()
-        update = trainer.update(next(trainer.steps()))
+        update = step(trainer, next(trainer.steps()))
         assert update is not None
         if trainer.stage.name == "self-critical":
             rewards.append(update.figure)
@@ -153,7 +166,7 @@ def test_in_bfloat16_too_the_reward_reaches_every_weight(drawn: Config, tmp_path
     trainer.progress.epoch = 1
     trainer.begin_epoch()
     loss_of(trainer, *next(trainer.steps())).backward()  # type: ignore[no-untyped-call]
-    for name, parameter in trainer.model.caption_decoder.named_parameters():
+    for name, parameter in trainer.learner.model.caption_decoder.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0.0, name
 
@@ -174,17 +187,17 @@ def test_another_config_or_other_data_is_refused(drawn: Config, tmp_path: Path) 
 
 def test_encoder_learns_only_end_to_end(drawn: Config, tmp_path: Path) -> None:
     trainer = Trainer(drawn, read_data(drawn), tmp_path / "run", CPU, quiet)
-    start = parameters(trainer.checkpoint)
+    start = parameters(trainer.learner.checkpoint)
     trainer.begin_epoch()
-    trainer.update(next(trainer.steps()))
-    frozen = parameters(trainer.checkpoint)
+    step(trainer, next(trainer.steps()))
+    frozen = parameters(trainer.learner.checkpoint)
     encoder = [name for name in start if name.startswith("encoder.")]
     assert all(torch.equal(start[name], frozen[name]) for name in encoder)
     assert not torch.equal(start["projection.0.weight"], frozen["projection.0.weight"])
     trainer.progress.epoch = 1
     trainer.begin_epoch()
-    trainer.update(next(trainer.steps()))
-    free = parameters(trainer.checkpoint)
+    step(trainer, next(trainer.steps()))
+    free = parameters(trainer.learner.checkpoint)
     changed = {name for name in encoder if not torch.equal(frozen[name], free[name])}
     assert "encoder.backbone.conv1.weight" in changed
     assert not any("running" in name for name in changed)

@@ -52,6 +52,10 @@ class Group:
             distributed.all_reduce(tensor)
         return tensor
 
+    def any(self, said: bool, device: torch.device) -> bool:
+        """Return whether any process said so; ``device`` is where this process computes."""
+        return bool(self.sum(torch.tensor(float(said), device=device)))
+
     def merge(self, found: dict[int, T]) -> dict[int, T]:
         """Return what all processes found, in the order of the keys."""
         parts: list[dict[int, T]] = [found]

@@ -155,6 +155,10 @@ class SelfCritical(nn.Module):
         self._reward, self._settings, self._precision = reward, settings, precision
         self.seed = 0
 
+    def begin_step(self, seed: int, step: int, steps: int) -> None:
+        """Draw captions by a seed from now on; the step's place in the schedule is not needed."""
+        self.seed = seed
+
     def counts(self, batch: Batch) -> Tensor:
         """Return how many captions are drawn for a batch: ``(1,)``."""
         return torch.tensor([float(len(batch.images) * self._settings.samples)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,42 @@ class Progress:
     in_a_row: int = 0
     seconds: float = 0.0
     steps: int = 0
+
+    @property
+    def mean_figure(self) -> float:
+        """The mean loss, or reward, of the updates of this epoch."""
+        return self.figure_sum / max(self.updates, 1)
+
+    def count(self, figure: float | None) -> None:
+        """Count an update with its loss or reward; ``None`` is one that was skipped."""
+        if figure is None:
+            self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+        else:
+            self.updates, self.in_a_row = self.updates + 1, 0
+            self.figure_sum += figure
+
+    def judge(self, score: float, step: int) -> bool:
+        """Take up the CIDEr-D of an evaluation after a step; return whether it is a new best."""
+        better = score > self.best
+        self.best, self.stale = max(score, self.best), 0 if better else self.stale + 1
+        self.scores.append(score)
+        self.evaluated, self.seconds, self.steps = step, 0.0, 0
+        return better
+
+    def next_epoch(self) -> Progress:
+        """Return the progress at the beginning of the next epoch of a stage."""
+        return Progress(
+            epoch=self.epoch + 1,
+            best=self.best,
+            stale=self.stale,
+            scores=self.scores,
+            skipped=self.skipped,
+            in_a_row=self.in_a_row,
+        )
+
+    def next_stage(self, epoch: int) -> Progress:
+        """Return the progress at the beginning of a stage, which begins with an epoch."""
+        return replace(self.next_epoch(), epoch=epoch, stale=0, scores=[])
 
 
 class Snapshot:

@@ -11,6 +11,7 @@ from captioner.data.vocabulary import PAD
 from captioner.model.device import autocast
 from captioner.model.model import CaptionModel
 from captioner.training.losses import attention_penalty, no_loss, sequence_loss
+from captioner.training.optimization import ramp
 
 __all__ = ["TeacherForcing"]
 
@@ -30,6 +31,10 @@ class TeacherForcing(nn.Module):
         super().__init__()
         self.model, self._settings, self._precision = model, settings, precision
         self.own_words = 0.0
+
+    def begin_step(self, seed: int, step: int, steps: int) -> None:
+        """Set the share of scheduled sampling of a step of ``steps``; ``seed`` is not needed."""
+        self.own_words = ramp(step, steps, self._settings.own_words)
 
     def counts(self, batch: Batch) -> Tensor:
         """Return how many words, tags and captions a batch is judged on: ``(3,)``."""

@@ -59,12 +59,12 @@ class Case:
         )
         data = Data(made, made, [], (Part(len(made), 1.0),))
         self.trainer = Trainer(config, data, folder, choose_device(args.device), print)
-        features = kept_features(folder, len(made), self.trainer.model.encoder.width)
+        features = kept_features(folder, len(made), self.trainer.learner.model.encoder.width)
         self.trainer._features = lambda examples: features  # type: ignore[method-assign]
         self.trainer.begin_epoch()
 
     def wait(self) -> None:
-        if self.trainer.device.type == "cuda":
+        if self.trainer.learner.device.type == "cuda":
             torch.cuda.synchronize()
 
     def in_memory(self) -> list[list[Batch]]:
@@ -76,16 +76,17 @@ class Case:
             self.trainer.workers = workers
 
     def learn(self, steps: Iterable[Sequence[Batch]]) -> None:
+        trainer = self.trainer
         for parts in steps:
-            self.trainer.update(parts)
+            trainer.learner.update(parts, trainer.stage, trainer.step, [])
         self.wait()
 
     def floor(self, batch: Batch) -> Callable[[], None]:
         """Return the matrix products of a step, forward and backward, and nothing else."""
-        trainer, images = self.trainer, len(batch.images)
-        config, begun = trainer.config.model, trainer.checkpoint
-        floor = Floor(trainer.device, trainer.precision)
-        floor.product(images * _CELLS, trainer.model.encoder.width, config.grid_width, False)
+        learner, images = self.trainer.learner, len(batch.images)
+        config, begun = learner.config.model, learner.checkpoint
+        floor = Floor(learner.device, learner.precision)
+        floor.product(images * _CELLS, learner.model.encoder.width, config.grid_width, False)
         words, tags = len(begun.vocabulary), len(begun.tags.vocabulary)
         floor.decoder(config.caption, config.grid_width, images, batch.words, words)
         floor.decoder(config.tags, config.grid_width, images, batch.tags, tags)

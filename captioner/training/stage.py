@@ -1,0 +1,188 @@
+"""The stages of a run: teacher forcing on kept features, then end to end, then self-critical."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from captioner.config import Config
+from captioner.data.example import Example
+from captioner.data.vocabulary import Vocabulary
+from captioner.model.model import CaptionModel
+from captioner.settings import ConfigError
+from captioner.training.optimization import rate_factor
+from captioner.training.self_critical import Reward, SelfCritical
+from captioner.training.teacher_forcing import TeacherForcing
+
+__all__ = ["Objective", "Stage", "stages_of"]
+
+Objective = TeacherForcing | SelfCritical
+
+
+@dataclass(frozen=True)
+class Stage(ABC):
+    """Consecutive epochs, from ``first`` up to but not including ``end``, of one way to learn."""
+
+    config: Config
+    steps_per_epoch: int
+    first: int
+    end: int
+
+    name: ClassVar[str]
+    figure: ClassVar[str] = "loss"
+    """The name of the figure that a step yields and the log holds."""
+    encoder_learns: ClassVar[bool] = False
+    """Whether the encoder reads pixels and learns; otherwise its features are read from a cache."""
+    begins_from_best: ClassVar[bool] = False
+    """Whether the stage goes on from the best model so far, and not from the last."""
+
+    @property
+    def keeps_given_encoder(self) -> bool:
+        """Whether the encoder still has the weights that the run began with."""
+        settings = self.config.training
+        return self.end <= settings.frozen_epochs or settings.epochs <= settings.frozen_epochs
+
+    @property
+    @abstractmethod
+    def schedule(self) -> range:
+        """The epochs over which the learning rate rises and falls once."""
+
+    @abstractmethod
+    def objective(
+        self,
+        model: CaptionModel,
+        examples: Sequence[Example],
+        words: Vocabulary,
+        dtype: torch.dtype,
+    ) -> Objective:
+        """Return the module that computes the loss.
+
+        Args:
+            model: The model that learns.
+            examples: The training split, in the order of the data set.
+            words: The vocabulary of the captions.
+            dtype: The number type of the forward pass.
+        """
+
+    def set_learning(self, model: CaptionModel) -> None:
+        """Let exactly those weights learn that learn in this stage, and set the model's mode."""
+        model.requires_grad_(True)
+        model.encoder.freeze(self.config.encoder.frozen_blocks if self.encoder_learns else None)
+        self.set_mode(model)
+
+    def set_mode(self, model: CaptionModel) -> None:
+        """Turn dropout on or off, as this stage learns."""
+        model.train()
+
+    def set_rates(
+        self, optimizer: torch.optim.Optimizer, step: int, scores: Sequence[float]
+    ) -> float:
+        """Set the learning rates of a step; return that of the decoders.
+
+        Args:
+            optimizer: The optimizer, as ``build_optimizer`` makes it.
+            step: The number of steps before this one in the whole run.
+            scores: CIDEr-D of this stage's evaluations so far.
+        """
+        factor = rate_factor(self.config.optimizer, *self.within_schedule(step), scores)
+        for group in optimizer.param_groups:
+            group["lr"] = factor * self._peak(group["peak"])
+        return float(optimizer.param_groups[0]["lr"])
+
+    def within_schedule(self, step: int) -> tuple[int, int]:
+        """Return a step of the run as a step of the schedule, and the schedule's length."""
+        epochs = self.schedule
+        return step - epochs.start * self.steps_per_epoch, len(epochs) * self.steps_per_epoch
+
+    def _peak(self, of_group: float) -> float:
+        """Return the highest learning rate of a group of weights."""
+        return of_group
+
+
+class _TeacherForced(Stage):
+    """The decoders learn people's captions word by word."""
+
+    @property
+    def schedule(self) -> range:
+        """All epochs of teacher forcing: frozen and end to end share one rise and fall."""
+        return range(self.config.training.epochs)
+
+    def objective(
+        self,
+        model: CaptionModel,
+        examples: Sequence[Example],
+        words: Vocabulary,
+        dtype: torch.dtype,
+    ) -> Objective:
+        """Return teacher forcing; arguments as in :meth:`Stage.objective`."""
+        return TeacherForcing(model, self.config.training, dtype)
+
+
+class _Frozen(_TeacherForced):
+    """The encoder is frozen: it sees each photograph once, and its features are kept."""
+
+    name = "frozen"
+
+
+class _EndToEnd(_TeacherForced):
+    """The encoder learns too, on photographs that look different in each epoch."""
+
+    name = "end to end"
+    encoder_learns = True
+
+
+class _SelfCritical(Stage):
+    """The caption decoder learns from the scores of captions that it draws."""
+
+    name = "self-critical"
+    figure = "reward"
+    begins_from_best = True
+
+    @property
+    def schedule(self) -> range:
+        """The epochs of this stage alone."""
+        return range(self.first, self.end)
+
+    def objective(
+        self,
+        model: CaptionModel,
+        examples: Sequence[Example],
+        words: Vocabulary,
+        dtype: torch.dtype,
+    ) -> Objective:
+        """Return self-critical learning; arguments as in :meth:`Stage.objective`."""
+        settings = self.config.self_critical
+        return SelfCritical(model, Reward(examples, words, settings.bleu_weight), settings, dtype)
+
+    def set_learning(self, model: CaptionModel) -> None:
+        """Let the caption decoder alone learn, and set the model's mode."""
+        model.encoder.freeze()
+        model.requires_grad_(False)
+        model.caption_decoder.requires_grad_(True)
+        self.set_mode(model)
+
+    def set_mode(self, model: CaptionModel) -> None:
+        """Turn dropout off: captions must be drawn from the very policy that is reinforced."""
+        model.eval()
+
+    def _peak(self, of_group: float) -> float:
+        return self.config.self_critical.lr
+
+
+def stages_of(config: Config, steps_per_epoch: int) -> list[Stage]:
+    """Return the stages of a config that have epochs; ``ConfigError`` if none has any."""
+    training = config.training
+    frozen, taught = min(training.frozen_epochs, training.epochs), training.epochs
+    every = [
+        _Frozen(config, steps_per_epoch, 0, frozen),
+        _EndToEnd(config, steps_per_epoch, frozen, taught),
+        _SelfCritical(config, steps_per_epoch, taught, taught + config.self_critical.epochs),
+    ]
+    stages = [stage for stage in every if stage.first < stage.end]
+    if not stages:
+        raise ConfigError("training.epochs and self_critical.epochs are both 0; nothing to do")
+    return stages

@@ -1,0 +1,81 @@
+"""How good a model is on the validation split."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from captioner.data.dataset import Features
+from captioner.data.example import Example
+from captioner.data.tags import Calibration, fit_calibration
+from captioner.evaluation import Evaluation, describe, feature_grids, judge, pixel_grids, tag_hits
+from captioner.generation.options import SearchOptions
+from captioner.model.checkpoint import Checkpoint
+from captioner.training.distributed import Group
+
+__all__ = ["Validation"]
+
+
+class Validation:
+    """Captions and tags that a model writes for the validation split, shared out to all processes.
+
+    ``unreadable`` holds the reason for each photograph, by its path, that could not be read.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, examples: Sequence[Example], group: Group, beam_size: int
+    ) -> None:
+        """Take what to judge.
+
+        Args:
+            checkpoint: The model, whose calibration of tags is fitted anew each time.
+            examples: The validation split.
+            group: The processes among which the photographs are shared out.
+            beam_size: The beam size of the captions.
+        """
+        self._checkpoint, self._examples, self._group = checkpoint, examples, group
+        self._options = SearchOptions(beam_size=beam_size)
+        self.unreadable: dict[str, str] = {}
+
+    def of_features(self, features: Features) -> Evaluation:
+        """Judge the model on the kept features of the whole split."""
+        indices = self._own_indices()
+        grids = feature_grids(self._checkpoint, features, indices)
+        return self._judge(grids, features.unreadable)
+
+    def of_pixels(self, workers: int, dtype: torch.dtype) -> Evaluation:
+        """Judge the model on photographs, read by worker processes and encoded in a number type."""
+        indices = self._own_indices()
+        paths = [str(self._examples[index].image) for index in indices]
+        found: dict[int, str] = {}
+        unreadable: dict[int, str] = {}
+
+        def grids() -> Iterator[tuple[list[int], Tensor]]:
+            for own, grid in pixel_grids(self._checkpoint, paths, workers, found, dtype):
+                yield [indices[position] for position in own], grid
+            unreadable.update((indices[position], why) for position, why in found.items())
+
+        return self._judge(grids(), unreadable)
+
+    def _own_indices(self) -> range:
+        return range(self._group.rank, len(self._examples), self._group.size)
+
+    def _judge(
+        self, grids: Iterator[tuple[list[int], Tensor]], unreadable: dict[int, str]
+    ) -> Evaluation:
+        """Caption, tag and score the split, and calibrate the scores of tags on it."""
+        checkpoint = self._checkpoint
+        checkpoint.calibration = Calibration()
+        described = self._group.merge(describe(checkpoint, grids, self._options))
+        reasons = self._group.merge(unreadable)  # complete only after the grids have been read
+        self.unreadable = {str(self._examples[i].image): why for i, why in reasons.items()}
+        result = judge(self._examples, described, checkpoint.tags)
+        hits = [tag_hits(e, tags) for e, tags in zip(result.examples, result.tags, strict=True)]
+        checkpoint.calibration = fit_calibration(
+            [math.log(tag.score) for tags in result.tags for tag in tags],
+            [hit for of_image in hits for hit in of_image],
+        )
+        return result
