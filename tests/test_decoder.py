@@ -192,6 +192,24 @@ def test_attention_is_additive(scale: float) -> None:
     torch.testing.assert_close(weights, energy.squeeze(-1).softmax(dim=-1), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("scale", [1.0, 10.0])
+def test_gradients_of_attention_are_those_of_the_plain_formula(scale: float) -> None:
+    """Autograd through Bahdanau's formula, for the grid, the states and every weight."""
+    attention, grid, hidden = steep_attention(scale)
+    attention, grid, hidden = attention.double(), grid.double(), hidden.double()
+    grid.requires_grad_(), hidden.requires_grad_()
+    keys, query = attention.keys(grid)[:, None], attention.query(hidden).view(B, K, 1, A)
+    plain = attention.energy(torch.tanh(keys + query)).squeeze(-1).softmax(dim=-1)
+    found = attention(attention.query(hidden), attention.project(grid))
+    torch.testing.assert_close(found, plain)
+    sign = torch.randn(B, K, N, dtype=torch.float64)
+    learning = [grid, hidden, *attention.parameters()]
+    ours, expected = (torch.autograd.grad((w * sign).sum(), learning) for w in (found, plain))
+    for gradient, wanted in zip(ours, expected, strict=True):
+        torch.testing.assert_close(gradient, wanted)
+        assert wanted.any()
+
+
 def test_energies_are_of_float32_in_bfloat16_too() -> None:
     attention, grid, hidden = steep_attention(1.0)
     query, keys = attention.query(hidden), attention.project(grid)

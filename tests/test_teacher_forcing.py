@@ -196,7 +196,7 @@ def test_gradients_at_padding_are_zero() -> None:
         assert gradient is not None
         keep = tokens[kind][:, 1:] != PAD
         packed = pack(keep, len(whole.images))
-        moved = (gradient.abs().sum(dim=-1) > 0)[packed.places] & packed.reached
+        moved = (gradient.abs().sum(dim=-1) > 0)[packed.packed_index] & packed.mask
         assert torch.equal(moved, keep)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -12,7 +10,7 @@ from torch.nn import functional as F
 
 from captioner.config import DecoderConfig
 from captioner.model.attention import Attention
-from captioner.model.recurrence import Packed, Products, layer, pack, recur
+from captioner.model.recurrence import Packed, pack, recur
 
 __all__ = ["Decoder", "DecoderState"]
 
@@ -41,17 +39,6 @@ class DecoderState(NamedTuple):
             grid, keys = grid[images], keys[images]
         flat = rows.flatten()
         return DecoderState(grid, keys, self.hidden[flat], self.cell[flat])
-
-
-class _Parts(NamedTuple):
-    """How the parts of a position are got, for its rows alone or as one of many positions."""
-
-    outer: Callable[[Tensor], Sequence[Tensor]]
-    """from the hidden state, its products for the cell, the gate and the attention"""
-    look: Callable[[Tensor], tuple[Tensor, Tensor]]
-    """from the attention's query, the context and the weights"""
-    inner: Callable[[Tensor], Tensor]
-    """from the gated context, the cell's product of the word and of it"""
 
 
 _CELLS = {"lstm": nn.LSTMCell, "gru": nn.GRUCell, "rnn": nn.RNNCell}
@@ -105,67 +92,71 @@ class Decoder(nn.Module):
 
         Without attention the weights are uniform.
         """
-        grid, keys, hidden, cell = state
-        look = partial(self._look, keys, lambda weights: weights.to(grid.dtype) @ grid)
-        linear = partial(F.linear, weight=self.cell.weight_ih, bias=self.cell.bias_ih)
-        parts = _Parts(self._state_products, look, self._input_product(tokens, linear))
-        read, weights, hidden, cell = self._advance(hidden, cell, parts)
-        return self._logits(read), weights, state._replace(hidden=hidden, cell=cell)
+        read, weights, state = self._advance(self._embed(tokens), state)
+        return self._logits(read), weights, state
 
     def forward(
         self,
         grid: Tensor,
         tokens: Tensor,
-        keep: Tensor | None = None,
+        mask: Tensor | None = None,
         own_words: float = 0.0,
         truncation: int = 0,
     ) -> tuple[Tensor, Tensor]:
-        """Teacher forcing: ``(B, N, D)`` and ``(R, L)`` to logits ``(R, L, V)`` and weights.
+        """Teacher forcing: return logits ``(R, L, V)`` and weights ``(R, L, N)``.
 
-        ``tokens`` begins with BOS; K = R / B consecutive rows belong to one image. The weights
-        are ``(R, L, N)``. ``keep``, ``(R, L)`` of bool, asks for the logits of M positions alone,
-        ``(M, V)``. What comes after a row's last of them is not computed, and its weights are 0;
-        it is quickest with each image's captions from the longest to the shortest.
-
-        ``own_words`` is the share of words that are not the given ones, but drawn from what the
-        decoder said before (Bengio et al., "Scheduled Sampling", 2015). Gradients go back through
-        the state for at most ``truncation`` positions, or all the way if it is 0.
+        Args:
+            grid: The grid of each image, ``(B, N, D)``.
+            tokens: The words to read, ``(R, L)``, which begin with BOS; K = R / B consecutive rows
+                belong to one image.
+            mask: Where logits are wanted, ``(R, L)`` of bool: then those of these M positions alone
+                are returned, ``(M, V)``. Nothing is computed after a row's last true position, and
+                the weights there are 0. It is quickest where the captions of each image are sorted
+                from the longest to the shortest.
+            own_words: The share of words that are drawn from the decoder's own distribution in
+                place of the given ones (Bengio et al., "Scheduled Sampling", 2015).
+            truncation: The number of positions after which gradients stop going back through the
+                state; 0 is never.
         """
-        packed = pack(torch.ones_like(tokens) if keep is None else keep, len(grid))
+        packed = pack(torch.ones_like(tokens) if mask is None else mask, len(grid))
         reads, weights = self._unroll(grid, tokens, packed, own_words, truncation)
-        places, reached = packed.places, packed.reached
-        wanted = places.flatten() if keep is None else places[keep]
+        wanted = packed.packed_index.flatten() if mask is None else packed.packed_index[mask]
         logits = self._logits(reads.index_select(0, wanted))  # much quicker backward than reads[…]
-        shaped = logits.view(*tokens.shape, -1) if keep is None else logits
-        return shaped, weights[places] * reached[:, :, None]
+        shaped = logits.view(*tokens.shape, -1) if mask is None else logits
+        return shaped, weights[packed.packed_index] * packed.mask[:, :, None]
 
     def _unroll(
         self, grid: Tensor, tokens: Tensor, packed: Packed, own_words: float, truncation: int
     ) -> tuple[Tensor, Tensor]:
-        """Return what the rows of all positions read ``(P, H + D)``, and their weights ``(P, N)``.
+        """Return the hidden states with contexts ``(P, H + D)`` and the weights ``(P, N)``.
 
-        ``tokens`` ``(R, L)``, ``own_words`` and ``truncation`` are those of ``forward``.
+        Args:
+            grid: As in ``forward``.
+            tokens: As in ``forward``.
+            packed: The rows of ``tokens`` without their padding.
+            own_words: As in ``forward``.
+            truncation: As in ``forward``.
         """
-        _, keys, *state = self.start(grid)
-        hidden, cell = (x[packed.order // (len(tokens) // len(grid))] for x in state)
-        sizes, columns = packed.sizes, tokens[packed.order].unbind(dim=1)
+        sizes, state = packed.sizes, self.start(grid)
+        images = packed.order // (len(tokens) // len(grid))  # of each row, longest first
+        hidden, cell = (x.index_select(0, images) for x in (state.hidden, state.cell))
+        columns = tokens[packed.order].unbind(dim=1)
         given = [words[:size] for words, size in zip(columns, sizes, strict=False)]
-        known = None if own_words else torch.cat(given)
-        product = self._input_layer(known, sizes, hidden.dtype)
-        inner: Callable[[Tensor], Tensor] = product
-        outer = self._state_layer(sizes, hidden.dtype)
-        sums = self._sums_layer(grid, packed.ranks)
+        # Known words are embedded at once: the gradient of the whole vocabulary is made only once.
+        embedded = None if own_words else torch.split(self._embed(torch.cat(given)), sizes)
         reads: list[Tensor] = []
         weights: list[Tensor] = []
-        for position, (words, seats) in enumerate(zip(given, packed.seats, strict=True)):
+        for position, words in enumerate(given):
+            # Rows that have ended are the last ones.
             hidden, cell = hidden[: len(words)], cell[: len(words)]
             if truncation and position and position % truncation == 0:
                 hidden, cell = hidden.detach(), cell.detach()
-            if own_words:
+            if embedded is None:
                 words = self._mix(words, reads[-1], own_words) if position else words
-                inner = self._input_product(words, product)
-            look = partial(self._look_from, keys, sums, seats, packed.ranks[position])
-            read, weight, hidden, cell = self._advance(hidden, cell, _Parts(outer, look, inner))
+            x = self._embed(words) if embedded is None else embedded[position]
+            layout = packed.padded_index[position], packed.rows_per_image[position]
+            state = state._replace(hidden=hidden, cell=cell)
+            read, weight, (_, _, hidden, cell) = self._advance(x, state, layout)
             reads.append(read)
             weights.append(weight)
         return torch.cat(reads), torch.cat(weights)
@@ -184,86 +175,56 @@ class Decoder(nn.Module):
         embedded: Tensor = self.embedding(tokens) * self.embedding.embedding_dim**0.5
         return self.dropout(embedded)  # type: ignore[no-any-return]
 
-    def _input_product(
-        self, tokens: Tensor, linear: Callable[[Tensor], Tensor]
-    ) -> Callable[[Tensor], Tensor]:
-        """Return how the cell's product of each row's word and context is got from the context."""
-        embedded = self._embed(tokens)
-        return lambda context: linear(torch.cat([embedded, context], dim=-1))
+    def _advance(
+        self, embedded: Tensor, state: DecoderState, layout: tuple[Tensor, int] | None = None
+    ) -> tuple[Tensor, Tensor, DecoderState]:
+        """Read one word a row, in search and in teacher forcing alike.
 
-    def _input_layer(
-        self, tokens: Tensor | None, sizes: Sequence[int], dtype: torch.dtype
-    ) -> Products:
-        """Return the cell's product at all positions of ``sizes`` rows; of words now, if known."""
-        weight, bias = self.cell.weight_ih.to(dtype), self.cell.bias_ih.to(dtype)
-        given = weight.new_empty(sum(sizes), 0) if tokens is None else self._embed(tokens)
-        return layer(weight, bias, given, sizes)
+        Args:
+            embedded: The words, ``(R, E)``.
+            state: The state before them.
+            layout: As in ``_attend``.
 
-    def _state_products(self, hidden: Tensor) -> Sequence[Tensor]:
-        outer = F.linear(hidden, self.cell.weight_hh, self.cell.bias_hh)
+        Returns:
+            The hidden state with the gated context ``(R, H + D)``, the weights ``(R, N)``, and the
+            state after the words.
+        """
+        context, weights = self._attend(state, layout)
+        inner = F.linear(
+            torch.cat([embedded, context], dim=-1), self.cell.weight_ih, self.cell.bias_ih
+        )
+        outer = F.linear(state.hidden, self.cell.weight_hh, self.cell.bias_hh)
+        hidden, cell = recur(self._kind, inner, outer, state.hidden, state.cell)
+        state = state._replace(hidden=hidden, cell=cell)
+        return torch.cat([hidden, context], dim=-1), weights, state
+
+    def _attend(
+        self, state: DecoderState, layout: tuple[Tensor, int] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the gated context ``(R, D)`` and the weights ``(R, N)``.
+
+        Without ``layout`` the rows are K consecutive ones an image. With it they are any rows:
+        their index in a padded layout, and the number of rows of an image that it has.
+        """
+        grid, keys, hidden = state.grid, state.keys, state.hidden
         if self.attention is None:
-            return outer, hidden[:, :0], hidden[:, :0]
-        return outer, self.gate(hidden), self.attention.query(hidden)
-
-    def _state_layer(
-        self, sizes: Sequence[int], dtype: torch.dtype
-    ) -> Callable[[Tensor], Sequence[Tensor]]:
-        """Return ``_state_products`` at all positions, one after the other, of ``sizes`` rows."""
-        weights, biases = [self.cell.weight_hh], [self.cell.bias_hh]
-        if self.attention is not None:
-            query = self.attention.query.weight
-            weights += [self.gate.weight, query]
-            biases += [self.gate.bias, query.new_zeros(len(query))]
-        weight, bias = torch.cat(weights).to(dtype), torch.cat(biases).to(dtype)
-        product = layer(weight, bias, weight.new_empty(sum(sizes), 0), sizes)
-        widths = [*map(len, weights), 0, 0][:3]  # without attention, nothing is for it
-        return lambda hidden: torch.split(product(hidden), widths, dim=-1)
-
-    @staticmethod
-    def _sums_layer(grid: Tensor, ranks: Sequence[int]) -> Products:
-        """Return the sums over cells at all positions: of ``ranks`` rows of each image."""
-        nothing = grid.new_zeros(()).expand(len(grid), sum(ranks), grid.shape[2])
-        return Products(nothing, grid, ranks)
+            cells = grid.shape[1]
+            return hidden[:, :0], keys.new_full((len(hidden), cells), 1.0 / cells)
+        query = self.attention.query(hidden)
+        if layout is not None:
+            # The matrix products of an image need as many rows for each image: pad with zeros.
+            index, rows = layout
+            query = query.new_zeros(len(keys) * rows, query.shape[1]).index_copy(0, index, query)
+        weights = self.attention(query, keys)
+        context = (weights.to(grid.dtype) @ grid).flatten(0, 1)
+        weights = weights.flatten(0, 1)
+        if layout is not None:
+            context, weights = (x.index_select(0, index) for x in (context, weights))
+        return torch.sigmoid(self.gate(hidden)) * context, weights
 
     def _logits(self, read: Tensor) -> Tensor:
         logits: Tensor = self.output(self.dropout(torch.tanh(self.fuse(self.dropout(read)))))
         return logits
-
-    def _look(
-        self, keys: Tensor, sums: Callable[[Tensor], Tensor], query: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return the context and the weights of rows, K consecutive ones an image.
-
-        ``sums`` takes the sums over cells: weights ``(B, K, N)`` to ``(B, K, D)``.
-        """
-        if self.attention is None:
-            cells = keys.shape[1]
-            return query, keys.new_full((len(query), cells), 1.0 / cells)
-        weights = self.attention(query, keys)
-        return sums(weights).flatten(0, 1), weights.flatten(0, 1)
-
-    def _look_from(
-        self,
-        keys: Tensor,
-        sums: Callable[[Tensor], Tensor],
-        seats: Tensor,
-        ranks: int,
-        query: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Return the same of any rows: each has its seat among ``ranks`` of each image."""
-        each = query.new_zeros(len(keys) * ranks, query.shape[1]).index_copy(0, seats, query)
-        context, weights = self._look(keys, sums, each)
-        return context.index_select(0, seats), weights.index_select(0, seats)
-
-    def _advance(
-        self, hidden: Tensor, cell: Tensor, parts: _Parts
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return what is read off a position, the weights, and the next hidden state and cell."""
-        outer, gate, query = parts.outer(hidden)
-        context, weights = parts.look(query)
-        context = torch.sigmoid(gate) * context
-        hidden, cell = recur(self._kind, parts.inner(context), outer, hidden, cell)
-        return torch.cat([hidden, context], dim=-1), weights, hidden, cell
 
 
 class _Dropout(nn.Dropout):
