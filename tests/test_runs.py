@@ -82,7 +82,7 @@ def test_killed_at_any_moment_and_continued_is_byte_for_byte_undisturbed(
         Moment("torch.optim.AdamW.step", 2),
         Moment("captioner.training.validation.judge", 1),
         Moment("captioner.training.trainer.save_checkpoint", 2),  # between last and best
-        Moment("captioner.training.snapshot.write_tensors", 2),
+        Moment("captioner.training.snapshot.torch.save", 2),
         Moment("captioner.training.validation.judge", 3),
         Moment("captioner.training.learner.load_checkpoint", 1),  # the best, to go on from
         Moment("captioner.training.self_critical.policy_gradient_loss", 2),
@@ -127,8 +127,7 @@ def test_asked_to_stop_a_run_says_how_to_go_on(
 def state(config: Config, run: Path) -> int:
     """Return the step that a run would continue from."""
     trainer = Trainer(config, read_data(config), run, CPU, quiet)
-    if trainer.snapshot.path.exists():
-        trainer.progress = trainer.snapshot.read()
+    trainer.progress = trainer.snapshot.read() or trainer.progress
     return trainer.step
 
 

@@ -180,8 +180,10 @@ def test_another_config_or_other_data_is_refused(drawn: Config, tmp_path: Path) 
     captions.write_text(captions.read_text().replace("grey paper", "grey card"))
     with pytest.raises(ConfigError, match="other photographs or captions"):
         fit(drawn, tmp_path / "run", CPU, quiet)
-    (tmp_path / "run" / "resume.safetensors").write_bytes(b"cut off")
-    with pytest.raises(ConfigError, match="cannot be continued from"):
+    (tmp_path / "run" / "resume.snapshot").write_bytes(b"cut off")
+    with pytest.raises(
+        ConfigError, match=r"resume\.snapshot is damaged; take another --run folder"
+    ):
         fit(drawn, tmp_path / "run", CPU, quiet)
 
 

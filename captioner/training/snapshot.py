@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from captioner.config import Config
-from captioner.model.checkpoint import write_tensors
+from captioner.files import replacing
 from captioner.settings import ConfigError, to_dict
 
 __all__ = ["Progress", "Snapshot"]
+
+_NAME = "resume.snapshot"
+_BEFORE = "resume.safetensors"
+_DIGEST_BYTES = 32
 
 # What may be said anew when a run is continued: nothing that is learnt depends on it.
 _FREE = frozenset(
@@ -85,72 +89,97 @@ class Progress:
 
 
 class Snapshot:
-    """The weights, their average, the optimizer's state and the progress of a run."""
+    """A file with the weights, their average, the optimizer's state and the progress of a run.
+
+    The SHA-256 of the rest, then what ``torch.save`` writes. The checksum is needed: torch reads a
+    damaged file without a word, or with an error of any kind.
+    """
 
     def __init__(
         self,
-        path: Path,
+        run: Path,
         modules: Mapping[str, nn.Module],
         optimizer: torch.optim.Optimizer,
         config: Config,
         data: str,
     ) -> None:
-        """Take what is to be saved: modules by name, and the optimizer of the one named "model".
+        """Take what is saved and put back.
 
-        ``config`` and ``data``, a digest, are what a continued run must have in common with it.
+        Args:
+            run: The folder of the run.
+            modules: The modules of the run, by name.
+            optimizer: The optimizer of the run.
+            config: The config, which a continued run must have in common with the snapshot.
+            data: A digest of the data, which a continued run must have in common too.
         """
-        self.path, self._optimizer, self._config, self._data = path, optimizer, config, data
-        self._tensors = {
-            f"{kind}.{name}": tensor.detach()
-            for kind, module in modules.items()
-            for name, tensor in [*module.named_parameters(), *module.named_buffers()]
-        }
-        self._parameters = dict(modules["model"].named_parameters())
+        self.path, self._modules, self._optimizer = run / _NAME, modules, optimizer
+        self._config, self._data = config, data
 
     def write(self, progress: Progress) -> None:
-        """Write everything, whole or not at all."""
-        names = {id(parameter): name for name, parameter in self._parameters.items()}
-        tensors = dict(self._tensors)
-        for parameter, state in self._optimizer.state.items():
-            for key, value in state.items():
-                tensors[f"optimizer.{key}.{names[id(parameter)]}"] = value
-        metadata = {
-            "progress": json.dumps(asdict(progress)),
-            "config": json.dumps(to_dict(self._config)),
+        """Write everything, whole or not at all; raises ``OSError``."""
+        stream = BytesIO()
+        content = {
+            "progress": asdict(progress),
+            "config": to_dict(self._config),
             "data": self._data,
+            "modules": {name: module.state_dict() for name, module in self._modules.items()},
+            "optimizer": self._optimizer.state_dict(),
         }
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        write_tensors(tensors, self.path, metadata)
+        torch.save(content, stream)
+        with replacing(str(self.path)) as file:
+            file.write(sha256(stream.getbuffer()).digest())
+            file.write(stream.getbuffer())
 
-    def read(self) -> Progress:
-        """Put everything back where it was, and return the progress.
+    def read(self) -> Progress | None:
+        """Put everything back where it was, and return the progress; ``None`` without a file.
 
-        Raises ``ConfigError`` if the run has another config or other data, or cannot be read.
+        Raises ``ConfigError`` if the run has another config or other data, or the file cannot be
+        read.
         """
+        if not self.path.exists():
+            if (before := self.path.with_name(_BEFORE)).exists():
+                raise ConfigError(f"{before} is of an earlier version of captioner; {self._advice}")
+            return None
         try:
-            with safe_open(self.path, framework="pt") as file:
-                metadata = file.metadata()
-                self._check_same(json.loads(metadata["config"]), metadata["data"])
-                for key in file.keys():  # noqa: SIM118
-                    self._restore(key, file.get_tensor(key))
-            return Progress(**json.loads(metadata["progress"]))
-        except (SafetensorError, KeyError, RuntimeError, TypeError) as error:
-            raise ConfigError(f"{self.path} cannot be continued from: {error}") from error
+            content = self._content()
+            progress = Progress(**content["progress"])
+        except ConfigError:
+            raise
+        except Exception as error:  # torch.load raises pickle's errors, and EOFError, and more
+            raise self._refused(error) from error
+        self._check_same(content["config"], content["data"])
+        try:
+            for name, module in self._modules.items():
+                module.load_state_dict(content["modules"][name])
+            self._optimizer.load_state_dict(content["optimizer"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise self._refused(error) from error
+        return progress
+
+    def _content(self) -> dict[str, Any]:
+        content = memoryview(self.path.read_bytes())
+        digest, rest = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+        if sha256(rest).digest() != digest:
+            raise ConfigError(f"{self.path} is damaged; {self._advice}")
+        stored: dict[str, Any] = torch.load(BytesIO(rest), map_location="cpu", weights_only=True)
+        return stored
+
+    @property
+    def _advice(self) -> str:
+        best = self.path.with_name("best.safetensors")
+        start = f", from model.init = {str(best)!r} if you like" if best.exists() else ""
+        return f"take another --run folder{start}, or delete that file to begin this run anew"
+
+    def _refused(self, error: Exception) -> ConfigError:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return ConfigError(f"{self.path} cannot be continued from: {reason}; {self._advice}")
 
     def _check_same(self, config: Mapping[str, Any], data: str) -> None:
-        changes = _difference(config, json.loads(json.dumps(to_dict(self._config))))
+        changes = _difference(config, to_dict(self._config))
         if changes:
             raise ConfigError(f"{self.path.parent} holds a run with another config: {changes}")
         if data != self._data:
             raise ConfigError(f"{self.path.parent} holds a run on other photographs or captions")
-
-    def _restore(self, key: str, tensor: Tensor) -> None:
-        if key in self._tensors:
-            self._tensors[key].copy_(tensor)
-            return
-        _, state, name = key.split(".", 2)
-        parameter = self._parameters[name]
-        self._optimizer.state[parameter][state] = tensor.to(parameter.device)
 
 
 def _difference(saved: Mapping[str, Any], ours: Mapping[str, Any], where: str = "") -> str:

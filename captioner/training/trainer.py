@@ -95,8 +95,8 @@ class Trainer:
     @cached_property
     def snapshot(self) -> Snapshot:
         """The file that the run continues from."""
-        path, learner = self.run / "resume.safetensors", self.learner
-        return Snapshot(path, learner.modules, learner.optimizer, self.config, self._digest())
+        modules, optimizer = self.learner.modules, self.learner.optimizer
+        return Snapshot(self.run, modules, optimizer, self.config, self._digest())
 
     def _digest(self) -> str:
         """Return a hash of the data and of what its words are for the model."""
@@ -112,14 +112,14 @@ class Trainer:
         """
         if len(set(self.group.merge({self.group.rank: self._digest()}).values())) > 1:
             raise ConfigError("the processes of this run do not see the same data")
-        continued = self.snapshot.path.exists()
-        if continued:
-            self.progress = self.snapshot.read()
+        before = self.snapshot.read()
+        if before is not None:
+            self.progress = before
             epoch, position = self.progress.epoch, self.progress.position
             where = f"epoch {epoch + 1}, step {position} of {self.steps_per_epoch}"
             over = epoch == self.stages[-1].end
             self.reporter.say("the run is at its end" if over else f"continuing at {where}")
-        after = self.step if continued else None
+        after = None if before is None else self.step
         with self.reporter.logging(after, self.config.training.tensorboard):
             try:
                 while self.progress.epoch < self.stages[-1].end:
