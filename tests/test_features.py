@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import shutil
@@ -14,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +23,7 @@ import torch
 
 from captioner.config import Preprocessing
 from captioner.data.dataset import Features, PixelBatch, pixel_batches
-from captioner.files import append
+from captioner.files import locked
 from captioner.model.encoder import Encoder
 from captioner.training import features
 from captioner.training.features import encode_features
@@ -85,8 +83,7 @@ class KilledError(Exception):
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cache:
     cache = Cache(tmp_path / "features")
     monkeypatch.setattr(features, "pixel_batches", cache.pixel_batches)
-    monkeypatch.setattr(features, "_CHUNK", 2)
-    monkeypatch.setattr(features, "_SYNC_SECONDS", -1.0)
+    monkeypatch.setattr(features, "_BATCH", 2)
     return cache
 
 
@@ -187,19 +184,27 @@ def test_another_setting_is_never_served_the_same(
     change(cache, monkeypatch)
     cache(paths, shared=True)
     assert cache.encoded == COLOURS * 2
-    assert len(list(cache.folder.glob("*/*/rows.float16"))) == 2
+    assert len(list(cache.folder.glob("*/*/rows"))) == 2
 
 
 def test_a_run_s_own_folder_keeps_one_encoder(
     cache: Cache, paths: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    earlier = cache.folder / "earlier" / "7-digest" / "rows.float16"  # before version 2
+    earlier.parent.mkdir(parents=True)
+    earlier.touch()
+    other = cache.folder / "something" / "else" / "notes.txt"
+    other.parent.mkdir(parents=True)
+    other.touch()
     before = cache(paths)
+    assert not earlier.parent.parent.exists()
+    assert other.exists()
     rows = before.rows.copy()
     cache(paths[:3])
-    assert len(list(cache.folder.glob("*/*/rows.float16"))) == 2
+    assert len(list(cache.folder.glob("*/*/rows"))) == 2
     change_a_weight(cache, monkeypatch)
     cache(paths)
-    cache.one("rows.float16")
+    cache.one("rows")
     assert np.array_equal(before.rows, rows)  # it is still mapped
 
 
@@ -235,7 +240,7 @@ def test_a_pass_that_was_cut_off_goes_on(
     cache.dies_after = chunks
     with pytest.raises(KilledError):
         cache(paths)
-    assert list(cache.folder.glob("*/*/rows.float16")) == []
+    assert list(cache.folder.glob("*/*/rows")) == []
     cache.dies_after = 99
     cut = cache(paths)
     assert sorted(cut.unreadable) == [1, 6]
@@ -245,19 +250,21 @@ def test_a_pass_that_was_cut_off_goes_on(
     assert same(cut, cache(paths))
 
 
-DAMAGES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
-    "rows cut": ("rows.part", lambda content: content[: len(content) // 2]),
-    "rows gone": ("rows.part", lambda _: b""),
-    "rows longer": ("rows.part", lambda content: content + b"more"),
-    "a bit of the rows": ("rows.part", lambda content: content[:-9] + b"\xff" + content[-8:]),
-    "zeros": ("rows.part", lambda content: bytes(len(content))),
-    "log cut": ("log.jsonl", lambda content: content[:-20]),
-    "log gone": ("log.jsonl", lambda _: b""),
-    "log is binary": ("log.jsonl", lambda _: b"\xff\x00\n[]\n"),
-    "another shape": ("log.jsonl", lambda content: content.replace(b"512", b"256")),
-    "another reason": ("log.jsonl", lambda content: content.replace(b"not a", b"not b")),
-    "another place": ("log.jsonl", lambda content: content.replace(b'"1"', b'"0"')),
-    "lines that are none": ("log.jsonl", lambda content: content + b"3\n{}\n"),
+RECORD = 9 * 512 * 2 + 252 + 4  # of a photograph: its features, a reason, a checksum
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "cut": lambda content: content[: len(content) // 2],
+    "cut within a record": lambda content: content[:-9],
+    "gone": lambda _: b"",
+    "longer": lambda content: content + b"more",
+    "a bit of the features": lambda content: content[:9000] + b"\xff" + content[9001:],
+    "a bit of a reason": lambda content: content.replace(b"not a", b"not b"),
+    "a bit of a checksum": lambda content: content[:-1] + bytes([content[-1] ^ 1]),
+    "zeros": lambda content: bytes(len(content)),
+    "a hole": lambda content: content[:RECORD] + bytes(RECORD) + content[2 * RECORD :],
+    "records changed over": lambda content: (
+        content[RECORD : 2 * RECORD] + content[:RECORD] + content[2 * RECORD :]
+    ),
 }
 
 
@@ -271,46 +278,24 @@ def test_what_is_damaged_is_made_anew(
     with suppress(KilledError):
         cache(paths)
     cache.dies_after = 99
-    name, change = DAMAGES[damage]
-    path = cache.one("rows.float16" if finished and name == "rows.part" else name)
-    damaged = change(path.read_bytes())
+    path = cache.one("rows" if finished else "rows.part")
+    damaged = DAMAGES[damage](path.read_bytes())
     assert damaged != path.read_bytes()
     path.write_bytes(damaged)
-    with cache.one("rows.*").open("rb") as held:
-        before = held.read()
-        again = cache(paths)
-        held.seek(0)
-        assert not finished or held.read() == before  # another process may have it mapped
-    noticed = finished and damage != "lines that are none"  # the log is whole before them
-    assert sum(" is damaged; " in line for line in cache.said) == noticed
+    again = cache(paths)
+    assert sum(" is damaged; " in line for line in cache.said) == finished
     cache.folder = tmp_path / "undisturbed"
     assert same(again, cache(paths))
 
 
-def test_the_log_is_only_ever_behind(
-    cache: Cache, paths: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    events: list[tuple[str, ...]] = []
-    fsync = os.fsync
-
-    def noting_fsync(descriptor: int) -> None:
-        inode = os.fstat(descriptor).st_ino
-        names = [path.name for path in cache.folder.rglob("*") if path.stat().st_ino == inode]
-        events.append(("fsync", *names))
-        fsync(descriptor)
-
-    def noting_append(file: FileIO, content: bytes) -> int:
-        events.append(("append", Path(str(file.name)).name))
-        return append(file, content)
-
-    monkeypatch.setattr(os, "fsync", noting_fsync)
-    monkeypatch.setattr(features, "append", noting_append)
-    cache(paths)
-    of_one = ["append rows.part", "fsync rows.part", "append log.jsonl", "fsync log.jsonl"]
-    said = [" ".join(event) for event in events]
-    first = said.index("append rows.part")
-    assert said[first : first + 8] == of_one * 2
-    assert said[-1] == f"fsync {cache.one('log.jsonl').parent.name}"
+def test_only_what_is_damaged_is_encoded_again(cache: Cache, paths: list[str]) -> None:
+    rows = cache(paths).rows.copy()
+    with cache.one("rows").open("r+b") as file:
+        file.seek(3 * RECORD)
+        file.write(b"\0\0\0\0")
+    cache.encoded.clear()
+    assert np.array_equal(cache(paths).rows, rows)
+    assert cache.encoded == COLOURS[2:4]  # with its neighbour, as at first
 
 
 def test_a_photograph_that_changes_meanwhile_is_not_kept(
@@ -326,7 +311,7 @@ def test_a_photograph_that_changes_meanwhile_is_not_kept(
         patched.setattr(features, "pixel_batches", change)
         with pytest.raises(OSError, match=r"blue.bmp changed while its features were computed"):
             cache(paths)
-    assert len(cache.one("log.jsonl").read_text().splitlines()) == 2  # the header, red and green
+    assert cache.one("rows.part").stat().st_size == 2 * RECORD  # red and green
     made = cache(paths)
     assert np.allclose(made.rows, expected(paths, cache.encoder), rtol=1e-3, atol=1e-3)
 
@@ -338,9 +323,9 @@ class Usage(NamedTuple):
 def test_a_full_disk_is_refused_before_the_start(
     cache: Cache, paths: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needed = 7 * 9 * 512 * 2
+    needed = 7 * RECORD
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(needed - 1))
-    with pytest.raises(OSError, match=r"need 64,512 bytes, and 64,511 are free; .*another disk"):
+    with pytest.raises(OSError, match=r"need 66,304 bytes, and 66,303 are free; .*another disk"):
         cache(paths)
     assert cache.encoded == []
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(needed))
@@ -348,18 +333,24 @@ def test_a_full_disk_is_refused_before_the_start(
     assert cache.encoded == COLOURS
 
 
-def test_a_disk_that_fills_up_names_the_file_and_goes_on_later(
-    cache: Cache, paths: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def filling(file: FileIO, content: bytes) -> int:
-        if str(file.name).endswith("rows.part") and len(cache.encoded) == 6:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file.name))
-        return append(file, content)
+@pytest.fixture
+def room() -> Iterator[Callable[[int], None]]:
+    """Return how to limit the size of the files that this process writes, as a full disk would."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(features, "append", filling)
-        with pytest.raises(OSError, match=r"No space left on device: .*rows.part"):
-            cache(paths)
+
+def test_a_disk_that_fills_up_names_the_file_and_goes_on_later(
+    cache: Cache, paths: list[str], room: Callable[[int], None]
+) -> None:
+    room(5 * RECORD)
+    with pytest.raises(OSError, match=r"File too large: .*rows.part"):
+        cache(paths)
+    room(-1)
     cache.encoded.clear()
     cache(paths)
     assert cache.encoded == COLOURS[4:]
@@ -369,7 +360,7 @@ def test_the_size_is_said_before_it_is_written(cache: Cache, paths: list[str]) -
     cache.dies_after = 0
     with pytest.raises(KilledError):
         cache(paths)
-    folder = cache.one("log.jsonl").parent
+    folder = cache.one("rows.part").parent
     assert cache.said == [f"features of 7 photographs: 0.1 MB to write in {folder}"]
 
 
@@ -393,7 +384,7 @@ def counted(*arguments):
 
 torch.manual_seed(0)
 encoder = Encoder("squeezenet1_1", Preprocessing(size=64))
-features.pixel_batches, features._CHUNK, features._SYNC_SECONDS = counted, 2, -1.0
+features.pixel_batches, features._BATCH = counted, 2
 made = features.encode_features(encoder, paths, Path(folder), torch.float32, 0, lambda line: None)
 print(hashlib.sha256(made.rows.tobytes()).hexdigest())
 """
@@ -421,7 +412,7 @@ def test_killed_and_by_two_processes_at_once(
 def test_who_waits_is_told(cache: Cache, paths: list[str]) -> None:
     first = cache(paths)
     with ThreadPoolExecutor(1) as pool:
-        with features._Matrix(cache.one("lock").parent).locked(cache.said.append):
+        with locked(str(cache.one("lock"))):
             other = pool.submit(cache, paths)
             while len(cache.said) < 2 and not other.done():
                 time.sleep(0.01)

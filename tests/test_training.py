@@ -226,7 +226,7 @@ def test_features_are_shared_until_the_encoder_learns(drawn: Config, tmp_path: P
     assert [len(lines) for lines in written] == [2, 1]
     assert str(tmp_path / "shared") in written[0][0]
     assert str(tmp_path / "second/features") in written[1][0]
-    assert len(list(tmp_path.glob("shared/*/*/rows.float16"))) == 1
+    assert len(list(tmp_path.glob("shared/*/*/rows"))) == 1
 
 
 def test_batches_are_a_function_of_the_epoch(drawn: Config, tmp_path: Path) -> None:

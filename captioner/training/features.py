@@ -1,7 +1,8 @@
-"""The feature cache: what a frozen encoder says of each photograph, computed once and kept.
+"""The feature cache: the features of each photograph, computed once by a frozen encoder.
 
-One folder for each encoder, in it one for each list of photographs, with ``rows.float16`` and
-``log.jsonl``; until all rows are there, they are called ``rows.part``.
+One folder for each encoder, in it one for each list of photographs, in it one file: a record of
+fixed size for each photograph, which has its own checksum. While records are missing the file is
+called ``rows.part``, afterwards ``rows``.
 """
 
 from __future__ import annotations
@@ -11,12 +12,10 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from io import FileIO
 from pathlib import Path
-from time import monotonic
-from typing import NamedTuple
 
 import numpy as np
 import PIL
@@ -25,8 +24,9 @@ import torchvision
 from torch import Tensor
 from tqdm import tqdm
 
-from captioner.data.dataset import Features, pixel_batches
-from captioner.files import append, as_json, from_json, locked, replacing
+from captioner.data.dataset import Features, PixelBatch, pixel_batches
+from captioner.files import as_json, locked
+from captioner.model.device import autocast
 from captioner.model.encoder import Encoder
 from captioner.photos.images import image_endings
 from captioner.training.digests import Digests
@@ -35,58 +35,65 @@ from captioner.version import __version__
 __all__ = ["encode_features"]
 
 Say = Callable[[str], None]
-Shape = tuple[int, int, int]
-Encoded = tuple[np.ndarray, dict[int, str]]
-_FORMAT = "captioner features 1"
-_LOG = "log.jsonl"
-_CHUNK = 32
-_SYNC_SECONDS = 10.0
+_FORMAT = "captioner features 2"
+_BATCH = 32
+_REASON_BYTES = 252
 
 
 def encode_features(
     encoder: Encoder,
     paths: Sequence[str],
     folder: Path,
-    precision: torch.dtype,
+    dtype: torch.dtype,
     workers: int,
     say: Say,
     shared: bool = False,
 ) -> Features:
-    """Return the features of the photographs, from ``folder`` if they are there already.
+    """Return the features of photographs, from the cache as far as it has them.
 
-    They are found by what is in the photographs (wherever these lie), the encoder's weights, the
-    preprocessing, the precision and the versions of the libraries. A pass that was cut off goes on
-    where it was; of two processes that want the same features one waits. Unless the folder is
-    ``shared`` between runs, what another encoder said is removed from it.
+    The key of the cache is the content of the photographs (wherever these lie), the encoder's
+    weights, the preprocessing, the number type and the versions of the libraries. A pass that was
+    cut off goes on where it was. Records without their checksum are computed again. Of two
+    processes that want the same features one waits.
 
-    Raises ``OSError`` if the disk lacks the room, or a photograph changes meanwhile.
+    Args:
+        encoder: The encoder.
+        paths: The photographs.
+        folder: The folder of the cache.
+        dtype: The number type of the encoder's products.
+        workers: The number of processes that read photographs.
+        say: Called with each line for a person.
+        shared: Whether several runs use the folder; otherwise features of other encoders are
+            removed from it.
+
+    Raises:
+        OSError: The disk lacks the room, or a photograph changes meanwhile.
     """
     if not paths:
         return Features(np.empty((0, 0, encoder.width), np.float16), {})
     encoder.eval()
     folder.mkdir(parents=True, exist_ok=True)
     photographs = _Photographs(paths, Digests(folder / "digests.json"))
-    ours = folder / _encoder_key(encoder, precision)
+    ours = folder / _encoder_key(encoder, dtype)
     if not shared:
         _remove_others(folder, ours)
-    matrix = _Matrix(ours / photographs.key)
-    with matrix.locked(say):
-        features = matrix.read()
-        if features is None:
-            log = matrix.begin((len(paths), *_cell_shape(encoder, precision)), say)
-            encoded = _encoded(encoder, paths, log, precision, workers)
-            matrix.write(log, photographs, encoded)
-            features = matrix.read()
-    if features is None:
-        raise OSError(f"{matrix.folder}: what was written there does not read back the same")
-    return features
+    table = _Table(ours / photographs.key, len(paths), _cells(encoder, dtype))
+    with table.locked(say):
+        if not table.is_whole():
+            starts = table.open(say)
+            wanted = [path for start in starts for path in paths[start : start + _BATCH]]
+            batches = pixel_batches(wanted, encoder.preprocessing, _BATCH, workers)
+            table.fill(starts, _encoded(encoder, batches, dtype, len(wanted)), photographs)
+        if not table.is_whole():
+            raise OSError(f"{table.path}: what was written there does not read back the same")
+        return table.features()
 
 
-def _encoder_key(encoder: Encoder, precision: torch.dtype) -> str:
+def _encoder_key(encoder: Encoder, dtype: torch.dtype) -> str:
     versions = [__version__, PIL.__version__, torch.__version__, torchvision.__version__]
     # The endings tell which of Pillow's plugins are there.
     read_by = [_FORMAT, *versions, *sorted(image_endings())]
-    digest = hashlib.sha256(f"{read_by} {encoder.preprocessing} {precision}".encode())
+    digest = hashlib.sha256(f"{read_by} {encoder.preprocessing} {dtype}".encode())
     for name, tensor in encoder.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
@@ -94,44 +101,41 @@ def _encoder_key(encoder: Encoder, precision: torch.dtype) -> str:
 
 
 def _remove_others(folder: Path, ours: Path) -> None:
-    for log in list(folder.glob(f"*/*/{_LOG}")):
-        if log.parents[1] != ours:
-            shutil.rmtree(log.parents[1], ignore_errors=True)
+    # The names of rows show that a folder is a cache's, also an earlier version's.
+    for encoder in {rows.parents[1] for rows in folder.glob("*/*/rows*")} - {ours}:
+        shutil.rmtree(encoder, ignore_errors=True)
 
 
-def _cell_shape(encoder: Encoder, precision: torch.dtype) -> tuple[int, int]:
+def _cells(encoder: Encoder, dtype: torch.dtype) -> tuple[int, ...]:
+    """Return the shape of a photograph's features, ``(N, width)``."""
     size = encoder.preprocessing.size
     blank = torch.zeros(1, 3, size, size, dtype=torch.uint8)
-    _, cells, width = _encode(encoder, blank, precision).shape
-    return cells, width
+    return _encode(encoder, blank, dtype).shape[1:]
 
 
 @torch.inference_mode()
-def _encode(encoder: Encoder, pixels: Tensor, precision: torch.dtype) -> np.ndarray:
+def _encode(encoder: Encoder, pixels: Tensor, dtype: torch.dtype) -> np.ndarray:
     device = next(encoder.parameters()).device
-    with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+    with autocast(device, dtype):
         features: np.ndarray = encoder(pixels.to(device)).half().cpu().numpy()
     return features
 
 
 def _encoded(
-    encoder: Encoder, paths: Sequence[str], log: _Log, precision: torch.dtype, workers: int
-) -> Iterator[Encoded]:
-    """Yield the chunks that a log does not have: rows, and why some photographs have none."""
-    start, (total, *cell) = log.rows, log.shape
-    with tqdm(total=total, initial=start, desc="encoding", unit="photo", disable=None) as progress:
-        # From a multiple of _CHUNK on, so that a photograph's neighbours are always the same.
-        for batch in pixel_batches(paths[start:], encoder.preprocessing, _CHUNK, workers):
-            rows = np.zeros((len(batch.places) + len(batch.unreadable), *cell), np.float16)
+    encoder: Encoder, batches: Iterator[PixelBatch], dtype: torch.dtype, photographs: int
+) -> Iterator[dict[int, np.ndarray | str]]:
+    """Yield what each batch gives: features, or why there are none, by the index in the batch."""
+    with tqdm(total=photographs, desc="encoding", unit="photo", disable=None) as progress:
+        for batch in batches:
+            given: dict[int, np.ndarray | str] = dict(batch.unreadable)
             if batch.places:
-                within = [place % _CHUNK for place in batch.places]
-                rows[within] = _encode(encoder, batch.pixels, precision)
-            yield rows, {start + place: why for place, why in batch.unreadable.items()}
-            progress.update(len(rows))
+                given |= zip(batch.places, _encode(encoder, batch.pixels, dtype), strict=True)
+            yield {index % _BATCH: value for index, value in given.items()}
+            progress.update(len(given))
 
 
 class _Photographs:
-    """Files, and what was in them at the beginning."""
+    """Files, and the digests of their content at the beginning."""
 
     def __init__(self, paths: Sequence[str], digests: Digests) -> None:
         self._paths, self._digests = paths, digests
@@ -149,161 +153,120 @@ class _Photographs:
                 raise OSError(f"{path} changed while its features were computed; begin again")
 
 
-class _Chunk(NamedTuple):
-    """What is kept about ``_CHUNK`` rows: which are none, and a checksum of it all."""
-
-    unreadable: dict[int, str]
-    checksum: int
-
-
-class _Log(NamedTuple):
-    """What is known of a matrix: its shape, and its chunks so far."""
-
-    shape: Shape
-    chunks: list[_Chunk]
-
-    @property
-    def rows(self) -> int:
-        return min(len(self.chunks) * _CHUNK, self.shape[0])
-
-    @property
-    def row_bytes(self) -> int:
-        return self.shape[1] * self.shape[2] * np.dtype(np.float16).itemsize
-
-    def lines(self, start: int) -> bytes:
-        """Return the chunks from ``start`` on, one a line."""
-        return b"".join(as_json(chunk._asdict()) + b"\n" for chunk in self.chunks[start:])
-
-
-class _Matrix:
+class _Table:
     """The features of a list of photographs on the disk; to be used under its lock alone.
 
-    A chunk of rows gets its line in the log once it has reached the disk, so the log is only ever
-    behind. Rows are believed where they have the checksum that is in the log.
+    A record is believed if its checksum is right, so nothing depends on the order in which a
+    system writes its pages to the disk.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._rows, self._part = folder / "rows.float16", folder / "rows.part"
-        self._log = folder / _LOG
+    def __init__(self, folder: Path, photographs: int, cells: tuple[int, ...]) -> None:
+        self.path, self._part = folder / "rows", folder / "rows.part"
+        self._count = photographs
+        fields = [("rows", "<f2", cells), ("reason", f"S{_REASON_BYTES}"), ("checksum", "<u4")]
+        self._dtype = np.dtype(fields)
 
     @contextmanager
     def locked(self, say: Say) -> Iterator[None]:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        waiting = f"another process has the features in {self.folder}; waiting for it"
-        with locked(str(self.folder / "lock"), lambda: say(waiting)):
+        folder = self.path.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        waiting = f"another process has the features in {folder}; waiting for it"
+        with locked(str(folder / "lock"), lambda: say(waiting)):
             yield
 
-    def read(self) -> Features | None:
-        """Return the features, mapped from the disk, if all of them are there and right."""
-        if not self._rows.exists() or not self._log.exists():
-            return None
-        stamps = tuple(
-            (status.st_ino, status.st_size, status.st_mtime_ns)
-            for status in (self._rows.stat(), self._log.stat())
-        )
-        log = _read_log(self._log)
-        if log is None or not _is_whole(self._rows, self._log, stamps):
-            return None
-        unreadable = {place: why for chunk in log.chunks for place, why in chunk.unreadable.items()}
-        return Features(np.memmap(self._rows, np.float16, "r", shape=log.shape), unreadable)
+    def is_whole(self) -> bool:
+        """Return whether every record is there and right."""
+        if not self.path.exists():
+            return False
+        status = self.path.stat()
+        stamp = (status.st_ino, status.st_size, status.st_mtime_ns)
+        return _is_whole(self.path, self._dtype, self._count, stamp)
 
-    def begin(self, shape: Shape, say: Say) -> _Log:
-        """Make ready to write; return what there is already of a pass that was cut off.
+    def features(self) -> Features:
+        """Return the features of a whole table, mapped from the disk."""
+        records = np.memmap(self.path, self._dtype, "r", shape=(self._count,))
+        reasons = {int(i): bytes(records["reason"][i]) for i in records["reason"].nonzero()[0]}
+        unreadable = {i: reason.decode(errors="ignore") for i, reason in reasons.items()}
+        return Features(records["rows"], unreadable)
 
-        Says how much is to be written. Raises ``OSError`` if there is no room for it.
+    def open(self, say: Say) -> list[int]:
+        """Make ready to write; return where the batches begin that are not there yet.
+
+        Whole batches, so that a photograph's neighbours, on which the last bits of its features
+        depend, are always the same. Says how much is to be written. Raises ``OSError`` if there is
+        no room for it.
         """
-        if self._rows.exists():
-            say(f"{self._rows} is damaged; it is made anew")
-            self._rows.unlink()  # not shortened, for another process may have it mapped
-        before = _read_log(self._log)
-        log = _Log(shape, before.chunks if before is not None and before.shape == shape else [])
-        with FileIO(self._part, "a+") as part:
-            log = _Log(shape, log.chunks[: _right(self._part, log)])
-            part.truncate(log.rows * log.row_bytes)
-        with replacing(str(self._log)) as file:
-            file.write(as_json({"shape": shape}) + b"\n" + log.lines(0))
-        self._check_room(log, say)
-        return log
-
-    def _check_room(self, log: _Log, say: Say) -> None:
-        photographs, free = log.shape[0], shutil.disk_usage(self.folder).free
-        needed = (photographs - log.rows) * log.row_bytes
-        done = f", {log.rows:,} of them there already" if log.rows else ""
-        size = f"{needed / 1e6:,.1f} MB to write in {self.folder}"
-        say(f"features of {photographs:,} photographs{done}: {size}")
+        if self.path.exists():
+            say(f"{self.path} is damaged; its damaged part is made anew")
+            # Whoever has it mapped will find the right features there.
+            os.replace(self.path, self._part)
+        self._part.touch()
+        right = _right(self._part, self._dtype, self._count)
+        starts = [i for i in range(0, self._count, _BATCH) if not right[i : i + _BATCH].all()]
+        missing = sum(min(_BATCH, self._count - start) for start in starts)
+        needed, free = missing * self._dtype.itemsize, shutil.disk_usage(self.path.parent).free
+        done = f", {self._count - missing:,} of them there already" if missing < self._count else ""
+        size = f"{needed / 1e6:,.1f} MB to write in {self.path.parent}"
+        say(f"features of {self._count:,} photographs{done}: {size}")
         if needed > free:
             raise OSError(
-                f"{self.folder}: the features need {needed:,} bytes, and {free:,} are free; "
+                f"{self.path.parent}: the features need {needed:,} bytes, and {free:,} are free; "
                 "make room, or lay the run (or training.features) on another disk"
             )
+        return starts
 
-    def write(self, log: _Log, photographs: _Photographs, encoded: Iterator[Encoded]) -> None:
-        """Write the chunks that are not there yet, and give the rows their name."""
-        with FileIO(self._part, "a+") as part, FileIO(self._log, "a+") as file:
-            written, synced = len(log.chunks), monotonic()
+    def fill(
+        self,
+        starts: Sequence[int],
+        encoded: Iterator[dict[int, np.ndarray | str]],
+        photographs: _Photographs,
+    ) -> None:
+        """Write the batches that begin at ``starts``, and give the whole file its name."""
+        with FileIO(self._part, "r+") as file:
+            for start, values in zip(starts, encoded, strict=True):
+                photographs.check(start, start + len(values))
+                self._write(file, start, self._records(start, values))
+            file.truncate(self._count * self._dtype.itemsize)
+            os.fsync(file.fileno())
+        os.replace(self._part, self.path)
 
-            def sync() -> None:
-                photographs.check(written * _CHUNK, log.rows)
-                os.fsync(part.fileno())
-                append(file, log.lines(written))
-                os.fsync(file.fileno())
+    def _write(self, file: FileIO, start: int, records: np.ndarray) -> None:
+        file.seek(start * self._dtype.itemsize)
+        rest = memoryview(records.tobytes())
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError as error:  # its message has no name
+            raise OSError(error.errno, error.strerror, str(self._part)) from None
 
-            for rows, unreadable in encoded:
-                content = rows.tobytes()
-                append(part, content)
-                log.chunks.append(_Chunk(unreadable, _checksum(log.shape, unreadable, content)))
-                if monotonic() - synced > _SYNC_SECONDS:
-                    sync()
-                    written, synced = len(log.chunks), monotonic()
-            sync()
-        os.replace(self._part, self._rows)
-        _sync_folder(self.folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _read_log(path: Path) -> _Log | None:
-    """Return what a log says up to its first damaged line; ``None`` if that is the first."""
-    log = None
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    with suppress(ValueError, KeyError, TypeError, AttributeError):
-        for line in lines:
-            entry = from_json(line)
-            if log is None:
-                photographs, cells, width = map(int, entry["shape"])
-                log = _Log((photographs, cells, width), [])
+    def _records(self, start: int, values: dict[int, np.ndarray | str]) -> np.ndarray:
+        records = np.zeros(len(values), self._dtype)
+        for index, value in values.items():
+            if isinstance(value, str):
+                records[index]["reason"] = value.encode()[:_REASON_BYTES]
             else:
-                unreadable = {int(place): why for place, why in entry["unreadable"].items()}
-                log.chunks.append(_Chunk(unreadable, int(entry["checksum"])))
-    return log
+                records[index]["rows"] = value
+        records["checksum"] = [_checksum(i, record) for i, record in enumerate(records, start)]
+        return records
 
 
 @cache
-def _is_whole(rows: Path, log_path: Path, stamps: object) -> bool:
-    """Return whether all is there and right; read to the end but once while ``stamps`` last."""
-    log = _read_log(log_path)
-    if log is None or log.rows != log.shape[0]:
-        return False
-    return rows.stat().st_size == log.rows * log.row_bytes and _right(rows, log) == len(log.chunks)
+def _is_whole(path: Path, dtype: np.dtype, photographs: int, stamp: object) -> bool:
+    """Return whether all is there and right; read to the end but once while ``stamp`` lasts."""
+    size = photographs * dtype.itemsize
+    return path.stat().st_size == size and bool(_right(path, dtype, photographs).all())
 
 
-def _right(path: Path, log: _Log) -> int:
-    """Return how many of the log's chunks, from the first, are in a file as they were written."""
-    with path.open("rb") as file:
-        for number, (unreadable, checksum) in enumerate(log.chunks):
-            rows = min(_CHUNK, log.shape[0] - number * _CHUNK)
-            content = file.read(rows * log.row_bytes)
-            if _checksum(log.shape, unreadable, content) != checksum:
-                return number
-    return len(log.chunks)
+def _right(path: Path, dtype: np.dtype, photographs: int) -> np.ndarray:
+    """Return for each photograph whether its record is in a file, and is right."""
+    right = np.zeros(photographs, bool)
+    if there := min(path.stat().st_size // dtype.itemsize, photographs):
+        records = np.memmap(path, dtype, "r", shape=(there,))
+        right[:there] = [_checksum(i, r) == r["checksum"] for i, r in enumerate(records)]
+    return right
 
 
-def _checksum(shape: Shape, unreadable: dict[int, str], content: bytes) -> int:
-    return zlib.crc32(content, zlib.crc32(as_json([_FORMAT, shape, unreadable])))
+def _checksum(index: int, record: np.void) -> int:
+    """Return the checksum of a record at its index; of the record without its own checksum."""
+    content = memoryview(record.tobytes())[: -np.dtype("<u4").itemsize]
+    return zlib.crc32(content, zlib.crc32(f"{_FORMAT} {record.dtype} {index}".encode()))
