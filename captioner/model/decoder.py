@@ -12,7 +12,7 @@ from captioner.config import DecoderConfig
 from captioner.model.attention import Attention
 from captioner.model.recurrence import Packed, pack, recur
 
-__all__ = ["Decoder", "DecoderState"]
+__all__ = ["Decoder", "DecoderState", "Dropout"]
 
 
 class DecoderState(NamedTuple):
@@ -72,7 +72,7 @@ class Decoder(nn.Module):
         self.output = nn.Linear(embedding, vocabulary_size)
         self.tied = config.tied
         self.tie()
-        self.dropout = _Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         nn.init.normal_(self.embedding.weight, std=embedding**-0.5)
         nn.init.zeros_(self.output.bias)
 
@@ -227,11 +227,13 @@ class Decoder(nn.Module):
         return logits
 
 
-class _Dropout(nn.Dropout):
-    """Dropout with p < 1, whose draws on a processor cost less than half of torch's own."""
+class Dropout(nn.Dropout):
+    """Dropout with p < 1 that takes less than half the time of torch's own on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return x, of any shape, with a share p of its numbers set to 0 while training."""
         if not self.training or not self.p or x.is_cuda:
             return super().forward(x)
-        kept = torch.rand(x.shape, device=x.device) >= self.p
-        return x * kept.to(x.dtype).div_(1.0 - self.p)
+        # Drawn in float32 whatever x has: bfloat16 has only 256 numbers between 0.5 and 1.
+        scale = torch.rand(x.shape, device=x.device).ge_(self.p).div_(1.0 - self.p)
+        return x * scale.to(x.dtype)

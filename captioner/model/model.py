@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from captioner.config import ModelConfig
-from captioner.model.decoder import Decoder
+from captioner.model.decoder import Decoder, Dropout
 from captioner.model.encoder import Encoder
 
 __all__ = ["CaptionModel"]
@@ -19,7 +19,7 @@ class CaptionModel(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.projection = nn.Sequential(
-            nn.Linear(encoder.width, config.grid_width), nn.ReLU(), nn.Dropout(config.grid_dropout)
+            nn.Linear(encoder.width, config.grid_width), nn.ReLU(), Dropout(config.grid_dropout)
         )
         self.caption_decoder = Decoder(config.caption, config.grid_width, words)
         self.tag_decoder = Decoder(config.tags, config.grid_width, tags)
