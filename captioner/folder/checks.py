@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from captioner.data.example import coco_image_id
 from captioner.folder.outputs import FORMS
@@ -18,8 +18,10 @@ __all__ = [
     "check_output",
     "check_report",
     "check_sidecars",
-    "inodes",
+    "inode_of",
 ]
+
+Inode = tuple[int, int]
 
 _SHOWN = 5
 
@@ -89,18 +91,20 @@ def _check_different(images: Iterable[str], of: Callable[[str], object], what: s
         seen[value] = path
 
 
-def check_not_read(written: Iterable[str], read: Mapping[tuple[int, int] | None, str]) -> None:
+def check_not_read(written: Iterable[str], photographs: set[Inode], model: set[Inode]) -> None:
     """Raise ``RunError`` where a file that would be written is one that is read.
 
     Args:
         written: paths, of which there may be nothing yet.
-        read: what is read, by device and inode: two names may be one file.
+        photographs: the photographs to read, by device and inode: two names may be one file.
+        model: the files of the model.
     """
-    clashes = [
-        f"{path} is {read[inode]}"
-        for path in written
-        if (inode := _inode(path)) is not None and inode in read
-    ]
+    clashes = []
+    for path in written:
+        inode = inode_of(path)
+        if inode in photographs or inode in model:
+            of = "a photograph to read" if inode in photographs else "a file of the model"
+            clashes.append(f"{path} is {of}")
     if clashes:
         more = f", and {len(clashes) - _SHOWN} more" if len(clashes) > _SHOWN else ""
         raise RunError(
@@ -108,12 +112,8 @@ def check_not_read(written: Iterable[str], read: Mapping[tuple[int, int] | None,
         )
 
 
-def inodes(files: Iterable[str | os.PathLike[str]]) -> dict[tuple[int, int] | None, str]:
-    """Return what to call files that must not be written, by device and inode."""
-    return {_inode(path): "a file of the model" for path in files}
-
-
-def _inode(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+def inode_of(path: str | os.PathLike[str]) -> Inode | None:
+    """Return the device and inode of a file, if it is there."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):

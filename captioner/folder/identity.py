@@ -19,29 +19,29 @@ class Photograph(NamedTuple):
         found: how it is spelled this time, or why it is none.
         path: its absolute path without links to folders: what it is known by.
         stamp: its size and time, if it is there.
-        inode: its device and inode, if it is there.
     """
 
     found: Found
     path: str
     stamp: Stamp | None
-    inode: tuple[int, int] | None
 
 
-def distinct(found: Iterable[Found]) -> list[Photograph]:
-    """Return the photographs, each once: the first spelling of several counts.
+def distinct(found: Iterable[Found]) -> tuple[list[Photograph], set[tuple[int, int]]]:
+    """Return the photographs, each once, and the device and inode of each that is there.
 
-    A link to a photograph is one of its own, as it has a name and a sidecar of its own.
+    The first spelling of several counts. A link to a photograph is one of its own, as it has a
+    name and a sidecar of its own.
     """
     folders: dict[str, str] = {}
     photographs: dict[str, Photograph] = {}
+    inodes: set[tuple[int, int]] = set()
     for one in found:
         path = _path(one.path, folders)
         if path not in photographs:
             status = _status(one.path)
-            inode = None if status is None else (status.st_dev, status.st_ino)
-            photographs[path] = Photograph(one, path, _stamp(status), inode)
-    return list(photographs.values())
+            photographs[path] = Photograph(one, path, _stamp(status))
+            inodes |= set() if status is None else {(status.st_dev, status.st_ino)}
+    return list(photographs.values()), inodes
 
 
 def _path(spelled: str, folders: dict[str, str]) -> str:

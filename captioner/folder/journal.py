@@ -49,7 +49,7 @@ class Stamp(NamedTuple):
     mtime: int
 
 
-@dataclass
+@dataclass(slots=True)
 class _Entry:
     """A photograph: its absolute path; where its record begins, if it has one; its stamp then."""
 

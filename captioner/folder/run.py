@@ -17,7 +17,7 @@ from captioner.folder.checks import (
     check_output,
     check_report,
     check_sidecars,
-    inodes,
+    inode_of,
 )
 from captioner.folder.describe import describe_folder, found_of
 from captioner.folder.identity import Photograph, changed, distinct, gone, named, stamp_of
@@ -136,8 +136,8 @@ class FolderRun:
 
         """
         asked = list(paths)
-        photographs = distinct(found_of(asked))
-        self.check(photographs)
+        photographs, inodes = distinct(found_of(asked))
+        self._check([photograph.found for photograph in photographs], inodes)
         if not photographs:
             return RunResult(0)
         loaded = captioner() if callable(captioner) else captioner
@@ -156,21 +156,20 @@ class FolderRun:
         output = self.output if isinstance(self.output, str | os.PathLike) else self.report
         return None if output is None else f"{os.fspath(output)}.journal"
 
-    def check(self, photographs: Sequence[Photograph]) -> None:
+    def _check(self, found: Sequence[Found], inodes: set[tuple[int, int]]) -> None:
         """Raise ``RunError`` for what would keep the run from its end; write nothing."""
         for option in ("retry_errors", "retry_changed", "prune"):
             if getattr(self, option) and self.journal_path is None:
                 flag = f"--{option.replace('_', '-')}"
                 raise RunError(f"{flag} needs --output FILE, beside which earlier runs are kept")
-        found = [photograph.found for photograph in photographs]
         if isinstance(self.output, str | os.PathLike):
             check_output(os.fspath(self.output), found, self.overwrite)
         if self.report is not None:
             check_report(os.fspath(self.report), self.overwrite)
         if self.sidecar is not None:
             check_sidecars(found, self.sidecar)
-        read = {photograph.inode: "a photograph to read" for photograph in photographs}
-        check_not_read(self._written(found), read | inodes(self.protect))
+        model = {inode for path in self.protect if (inode := inode_of(path)) is not None}
+        check_not_read(self._written(found), inodes, model)
 
     def _written(self, found: Iterable[Found]) -> Iterator[str]:
         """Yield what the run writes to, apart from new files beside these."""
