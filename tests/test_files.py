@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -137,6 +138,14 @@ sys.meta_path.insert(0, Hidden())
 for name in Hidden.names:
     sys.modules.pop(name, None)
 """
+
+
+def test_no_module_needs_posix_to_be_imported() -> None:
+    """All locks are those of ``files.locked``, and what limits a process is asked for in it."""
+    hidden = "|".join(re.findall(r'"(\w+)"', HIDDEN))
+    pattern = re.compile(rf"^(?:import|from) (?:{hidden})\b", re.MULTILINE)
+    modules = Path(files.__file__).parent.rglob("*.py")
+    assert [path.name for path in modules if pattern.search(path.read_text())] == []
 
 
 def test_a_photograph_is_captioned_without_posix(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_photographs_that_were_moved_with_their_folder_keep_their_records(
     photos.rename(tmp_path / "elsewhere")
     monkeypatch.chdir("elsewhere")
     draw_picture(Path("2.png"), "black", (50, 50))
-    assert run.run(captioner, ["."]) == RunResult(total=3, done=3, skipped=2, described=1, gone=1)
+    assert run.run(captioner, ["."]) == RunResult(total=3, done=3, skipped=2, described=1)
     assert images("../out.jsonl") == ["./1.png", "./2.png", "./3.png", f"{Path.cwd()}/2.png"]
 
 
@@ -184,6 +184,24 @@ def test_a_photograph_that_is_gone_is_said_and_dropped_when_told(
     assert records()[1] == {"image": "photos/3.png", "error": "no such file or folder"}
     draw_picture(photos / "3.png", "blue")
     assert run.run(captioner, asked).changed == 1
+
+
+def test_what_may_be_on_an_absent_disk_is_not_dropped(captioner: Captioner, photos: Path) -> None:
+    disk = Path("disk")
+    disk.mkdir()
+    draw_picture(disk / "4.png", "black")
+    RUN.run(captioner, ["photos", "disk"])
+    prune = replace(RUN, prune=True)
+    disk.rename("unplugged")
+    assert prune.run(captioner, ["photos"]).pruned == 0
+    assert prune.run(captioner, ["photos", "disk"]).pruned == 0
+    disk.mkdir()  # as a mount point is
+    assert prune.run(captioner, ["photos", "disk"]).pruned == 0
+    assert images() == [*(f"photos/{i}.png" for i in (1, 2, 3)), "disk/4.png", "disk"]
+    draw_picture(disk / "5.png", "black")
+    # With it goes the error record of the folder that was not there.
+    assert prune.run(captioner, ["disk"]).pruned == 2
+    assert images()[3:] == ["disk/5.png"]
 
 
 def test_what_needs_a_journal_says_so(captioner: Captioner, photos: Path) -> None:

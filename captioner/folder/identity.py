@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+import stat
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from captioner.folder.journal import Journal, Stamp
@@ -110,14 +111,44 @@ def changed(photographs: Mapping[str, Photograph], journal: Journal) -> list[str
     ]
 
 
-def gone(photographs: Mapping[str, Photograph], journal: Journal) -> list[str]:
-    """Return the images in a journal of which there is no photograph any more."""
+def gone(
+    photographs: Mapping[str, Photograph], journal: Journal, folders: Iterable[str]
+) -> list[str]:
+    """Return the images in a journal of which there is no photograph any more.
+
+    Args:
+        photographs: those that were asked for, by image.
+        journal: what is known of them, and of others.
+        folders: those that were searched. What lay elsewhere, or in one where no photograph was
+            found, may be on a disk that is not there at the moment.
+    """
+    inner = {os.path.dirname(photograph.path) for photograph in photographs.values()}
+    full = {parent for folder in inner for parent in _parents(folder)}
+    searched = {os.path.realpath(folder) for folder in folders} & full
     return [
         image
         for image, path in journal.photographs.items()
-        if not (
-            os.path.isfile(path)
-            if image not in photographs
-            else photographs[image].stamp or journal.stamp(image) is None
+        if (
+            photographs[image].stamp is None and journal.stamp(image) is not None
+            if image in photographs
+            else not searched.isdisjoint(_parents(path)) and _is_gone(path)
         )
     ]
+
+
+def _parents(path: str) -> Iterator[str]:
+    """Yield a path and the folders above it."""
+    above = ""
+    while path != above:
+        yield path
+        path, above = os.path.dirname(path), path
+
+
+def _is_gone(path: str) -> bool:
+    """Whether there is nothing, or a folder that could not be searched before."""
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):  # a network drive that does not answer
+        return False

@@ -88,7 +88,8 @@ class FolderRun:
         overwrite: begin anew, and replace files that exist.
         retry_errors: try again what could not be read before.
         retry_changed: describe again what has another size or time than when it was described.
-        prune: drop the records of photographs that are no longer there.
+        prune: drop the records of photographs that are no longer there. A folder in which no
+            photograph at all is found may be an absent disk: its records stay.
         protect: files that the run must not write to, such as the model's.
         captions: whether captions are written.
         tags: whether tags are.
@@ -144,7 +145,8 @@ class FolderRun:
         if self.captions and options is not None:
             loaded.check(options)
         with self._journal(loaded, options) as journal:
-            work = _Work(self, loaded, options, photographs, journal)
+            folders = [_spelled(path) for path in asked if not isinstance(path, Found)]
+            work = _Work(self, loaded, options, photographs, folders, journal)
             work.describe()
             if self.report is not None and journal is not None:
                 work.write_report(", ".join(_spelled(path) for path in asked))
@@ -214,9 +216,11 @@ class _Work:
         captioner: Captioner,
         options: SearchOptions | None,
         photographs: Sequence[Photograph],
+        folders: Sequence[str],
         journal: Journal | None,
     ) -> None:
         self._run, self._captioner, self._options = run, captioner, options
+        self._folders = folders
         self._journal = journal
         self._photographs = {p.found.path: p for p in photographs}
         if journal is not None:
@@ -234,7 +238,7 @@ class _Work:
         run, journal, result = self._run, self._journal, self.result
         with _beginning():
             if journal is not None:
-                no_more = gone(self._photographs, journal)
+                no_more = gone(self._photographs, journal, self._folders)
                 without = len(journal.done & set(no_more))
                 if run.prune:
                     journal.drop(no_more)
