@@ -163,7 +163,7 @@ def test_killed_at_random_moments(
         round_ += 1
         kills += killed_at_random(forks, command(many, output, model), seconds, random)
         assert output.read_bytes() == whole.read_bytes()
-    assert [name for name in os.listdir(tmp_path) if name.startswith(".")] == []
+    assert list(tmp_path.glob("*.tmp")) == []
 
 
 def test_killed_with_sidecars(forks: Forks, model: list[str], many: Path, tmp_path: Path) -> None:
