@@ -165,7 +165,7 @@ def test_a_photograph_that_is_gone_is_said_and_dropped_when_told(
     captioner: Captioner, photos: Path
 ) -> None:
     run = replace(RUN, report="out.html")
-    run.run(captioner, ["photos", "nowhere.png"])
+    run.run(captioner, ["photos", "photos/nowhere.png"])
     (photos / "1.png").unlink()
     result = run.run(captioner, ["photos"])
     assert result == RunResult(total=2, done=2, skipped=2, gone=2)
