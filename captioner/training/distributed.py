@@ -7,6 +7,7 @@ is a group of one, and everything here is then what it would be without a group.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -74,6 +75,8 @@ class Group:
         """Return a module whose gradients are the mean over the processes."""
         if self.size == 1:
             return module
+        # Gradients of depthwise weights, (C, 1, k, k), have strides that only look like others.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         return DistributedDataParallel(module)
 
     def alone(self, module: nn.Module) -> AbstractContextManager[None]:
