@@ -1,4 +1,7 @@
-"""Runs in processes of their own, which signals strike at a moment that is known beforehand."""
+"""Calls in processes of their own that start warm: torch is imported once, for all of them.
+
+Signals strike such a process at a moment that is known beforehand.
+"""
 
 from __future__ import annotations
 
@@ -18,20 +21,32 @@ from dataclasses import fields, is_dataclass, replace
 from multiprocessing import get_context, set_start_method
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
 
+from captioner.cli import main
 from captioner.config import Config
 from captioner.evaluation import Evaluation
 from captioner.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 
-# A process of it has torch already, and none of what pytest's own has begun.
+# A process of it has all that takes long to import, and none of what pytest's own has begun.
 CONTEXT = get_context("forkserver")
-CONTEXT.set_forkserver_preload(["captioner.training.fit"])
+CONTEXT.set_forkserver_preload(
+    [
+        "captioner.folder",
+        "captioner.folder.outputs",
+        "captioner.inference",
+        "captioner.training.fit",
+        "nltk.stem.snowball",
+        "nltk.tokenize.treebank",
+        "pytest",
+    ]
+)
 
 
 # The best is neither the first nor the last, so that it is a state of its own.
@@ -146,6 +161,30 @@ def struck(config: Config, run: Path, moment: Moment, number: signal.Signals) ->
     """Return how scripts/train.py ended that got a signal at a moment."""
     said = run.with_suffix(f".{moment.function}.{moment.call}.txt")
     return end(start(said, train, config, run, moment, int(number)), said)
+
+
+def forked(function: Callable[..., None], *args: Any) -> Ended:
+    """Return how a call in a process of its own ended."""
+    with TemporaryDirectory() as folder:
+        said = Path(folder) / "said.txt"
+        return end(start(said, function, *args), said)
+
+
+def captioner(arguments: list[str], records: str | None = None) -> None:
+    """Be the command line; records go to a file of their own where there is one."""
+    # Whoever started the tests in the background may have had Ctrl-C ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if records is not None:
+        os.dup2(os.open(records, os.O_WRONLY | os.O_CREAT), 1)
+    sys.exit(main(arguments))
+
+
+def run_script(name: str, arguments: list[str], environment: dict[str, str]) -> None:
+    """Be a script."""
+    os.environ |= environment
+    sys.path.insert(0, str(ROOT / "scripts"))
+    sys.argv = [str(ROOT / "scripts" / f"{name}.py"), *arguments]
+    sys.exit(script(name).main(arguments))
 
 
 def together(folder: Path, function: Callable[..., None], *args: Any) -> list[Ended]:

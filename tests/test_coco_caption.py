@@ -11,9 +11,9 @@ import json
 import random
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -26,12 +26,18 @@ LINES = [line for line, _ in FROZEN["lines"]]
 SETS: dict[str, Any] = FROZEN["sets"]
 FIGURES = ("bleu", "rouge_l", "cider_d", "bleu_per_image", "rouge_l_per_image", "cider_d_per_image")
 
-needs_java = pytest.mark.skipif(
-    shutil.which("java") is None or importlib.util.find_spec("pycocoevalcap") is None,
-    reason='coco-caption itself needs Java and pip install "captioner[coco]"',
-)
-
 Texts = Sequence[str]
+Test = TypeVar("Test", bound=Callable[..., None])
+
+
+def needs_java(test: Test) -> Test:
+    """Mark a test; it is skipped where there is no Java, or no coco-caption."""
+    skipped: Test = pytest.mark.skipif(
+        shutil.which("java") is None or importlib.util.find_spec("pycocoevalcap") is None,
+        reason='coco-caption itself needs Java and pip install "captioner[coco]"',
+    )(test)
+    marked: Test = pytest.mark.java(skipped)
+    return marked
 
 
 def their_tokens(captions: Texts) -> list[str]:

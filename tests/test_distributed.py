@@ -30,6 +30,8 @@ from captioner.training.fit import fit
 from captioner.training.trainer import Trainer
 from conftest import drawn_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def drawn(tmp_path: Path) -> Config:

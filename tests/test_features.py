@@ -395,6 +395,7 @@ def start(folder: Path, paths: list[str], dies_after: int = 99) -> subprocess.Po
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_killed_and_by_two_processes_at_once(
     cache: Cache, paths: list[str], tmp_path: Path
 ) -> None:

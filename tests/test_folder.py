@@ -6,18 +6,16 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
+from processes import captioner, end, start
 
 from captioner.cli import main
 from captioner.folder import FolderRun, RunError, RunResult, describe_folder
@@ -34,63 +32,38 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 Capture = pytest.CaptureFixture[bytes]
 
-# Forks a process a command, so that torch is imported once for all of them.
-_FORKS = """
-import json, os, sys, time, signal, torch
-from captioner import Captioner, cli
-from captioner.folder import FolderRun, outputs
-import tqdm
-torch.set_num_threads(1)
-def library(model, paths, **settings):
-    run = FolderRun(workers=2, batch_size=4, **settings)
-    return run.run(Captioner.load(model, device="cpu", precision="float32"), paths).errors
-for line in sys.stdin:
-    arguments, kill_after, log = json.loads(line)
-    pid = os.fork()
-    if pid == 0:
-        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        try:
-            status = cli.main(arguments) if type(arguments) is list else library(**arguments)
-        finally:
-            sys.stderr.flush()
-        os._exit(status)
-    if kill_after is not None:
-        time.sleep(kill_after)
-        os.kill(pid, signal.SIGKILL)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-"""
-
 
 class Forks:
-    """Runs the command line many times without paying for torch each time."""
+    """Runs the command line, or a function, in a warm process that may be killed."""
 
     def __init__(self, log: Path) -> None:
         self.log = log
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
 
     def __call__(
         self, arguments: list[str] | dict[str, Any], kill_after: float | None = None
-    ) -> int:
+    ) -> int | None:
         """Return the exit status, or the errors of a run from Python; -9 if it was killed."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        request = json.dumps([arguments, kill_after, str(self.log)])
-        self._process.stdin.write(request.encode() + b"\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
+        self.log.unlink(missing_ok=True)
+        run = captioner if isinstance(arguments, list) else library
+        process = start(self.log, run, arguments)
+        if kill_after is not None:
+            process.join(kill_after)
+            process.kill()
+        return end(process, self.log).status
 
-    def close(self) -> None:
-        self._process.communicate()
+
+def library(settings: dict[str, Any]) -> None:
+    """Be a program that describes a folder from Python; its status is the number of errors."""
+    found = Captioner.load(settings.pop("model"), device="cpu", precision="float32")
+    paths = settings.pop("paths")
+    sys.exit(FolderRun(workers=2, batch_size=4, **settings).run(found, paths).errors)
 
 
 @pytest.fixture(scope="module")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    forks = Forks(tmp_path_factory.mktemp("forks") / "stderr")
-    yield forks
-    forks.close()
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Forks:
+    forks = Forks(tmp_path_factory.mktemp("forks") / "said")
+    forks(["--version"])  # what comes first waits for torch, and these tests look at the clock
+    return forks
 
 
 @pytest.fixture(scope="module")
@@ -116,10 +89,10 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def very_many(many: Path, tmp_path: Path) -> Path:
-    """Return a folder of 600: a run on it is not over before a test has seen it begin."""
+    """Return a folder of 240: a run on it is not over before a test has seen it begin."""
     folder = tmp_path / "very-many"
     folder.mkdir()
-    for copy in range(10):
+    for copy in range(4):
         for path in many.iterdir():
             os.link(path, folder / f"{copy:02}{path.name}")
     return folder
@@ -148,6 +121,7 @@ def killed_at_random(
         kills += 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [".jsonl", ".csv", ".json"])
 def test_killed_at_random_moments(
     forks: Forks, model: list[str], many: Path, tmp_path: Path, ending: str
@@ -166,6 +140,7 @@ def test_killed_at_random_moments(
     assert list(tmp_path.glob("*.tmp")) == []
 
 
+@pytest.mark.slow
 def test_killed_with_sidecars(forks: Forks, model: list[str], many: Path, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     shutil.copytree(many, folder)
@@ -180,6 +155,7 @@ def test_killed_with_sidecars(forks: Forks, model: list[str], many: Path, tmp_pa
     assert {path.name: path.read_bytes() for path in folder.glob("*.txt")} == whole
 
 
+@pytest.mark.slow
 def test_a_run_from_python_is_killed_and_continued(
     forks: Forks, model: list[str], many: Path, tmp_path: Path
 ) -> None:
@@ -330,51 +306,48 @@ def test_a_run_that_was_asked_for_in_pieces_ends_in_order(
     ]
 
 
+@pytest.mark.slow
 def test_two_runs_on_one_output(
     model: list[str], very_many: Path, tmp_path: Path, capsysbinary: Capture
 ) -> None:
     output = tmp_path / "out.jsonl"
-    code = [sys.executable, "-m", "captioner", *command(very_many, output, model)]
-    with subprocess.Popen(code, stderr=subprocess.PIPE) as process:
-        while not output.exists() and process.poll() is None:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGSTOP)
-        try:
-            status, said = run(command(very_many, output, model, "--overwrite"), capsysbinary)
-        finally:
-            process.send_signal(signal.SIGCONT)
-        assert process.stderr is not None
-        process.stderr.read()
-    assert (status, process.returncode) == (2, 1)
+    process = start(tmp_path / "said", captioner, command(very_many, output, model))
+    while not output.exists() and process.exitcode is None:
+        time.sleep(0.01)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        status, said = run(command(very_many, output, model, "--overwrite"), capsysbinary)
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+    assert (status, end(process, tmp_path / "said").status) == (2, 1)
     assert f"{output}.journal: another run is writing it" in said
-    assert len(lines(output)) == 600
+    assert len(lines(output)) == 240
 
 
 def test_ctrl_c_says_how_to_continue(model: list[str], very_many: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.json"
-    code = [sys.executable, "-m", "captioner", *command(very_many, output, model)]
-    # Whoever started the tests in the background may have had Ctrl-C ignored.
-    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     mark = {"CAPTIONER_TEST_MARK": str(tmp_path)}
-    with subprocess.Popen(
-        code,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        preexec_fn=heed,
-        env=os.environ | mark,
-    ) as process:
-        journal = Path(f"{output}.journal")
-        while process.poll() is None and not (
-            journal.exists() and journal.read_bytes().count(b"\n") > 5
-        ):
-            time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        assert process.stderr is not None
-        said = process.stderr.read().decode()
-    assert process.returncode == 130
-    assert said == "captioner: stopped; the same command continues where it was\n"
-    assert 0 < len(json.loads(output.read_text())) < 550
+    arguments = command(very_many, output, model)
+    process = start(tmp_path / "said", captioner_with, mark, arguments)
+    journal = Path(f"{output}.journal")
+    while process.exitcode is None and not (
+        journal.exists() and journal.read_bytes().count(b"\n") > 5
+    ):
+        time.sleep(0.01)
+    assert process.pid is not None
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    ended = end(process, tmp_path / "said")
+    assert ended.status == 130
+    assert ended.said == "captioner: stopped; the same command continues where it was\n"
+    assert 0 < len(json.loads(output.read_text())) < 200
     assert processes_with(mark) == []
+
+
+def captioner_with(variables: dict[str, str], arguments: list[str]) -> None:
+    """Be the command line, and give the processes that it starts these variables."""
+    os.environ |= variables
+    captioner(arguments)
 
 
 def processes_with(variables: dict[str, str]) -> list[str]:

@@ -13,7 +13,7 @@ from PIL import Image
 import captioner
 from captioner.config import Preprocessing
 from captioner.data.tags import Calibration
-from captioner.inference import Captioner
+from captioner.inference import Captioner, ImageLike
 from captioner.model.checkpoint import Checkpoint, build_model, save_checkpoint
 from conftest import draw_picture
 
@@ -39,8 +39,12 @@ def test_every_kind_of_image_is_the_same(tiny: Checkpoint, tmp_path: Path) -> No
     path = draw_picture(tmp_path / "x.png", "red")
     image = Image.open(path)
     tensor = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
-    found = Captioner(tiny).describe([path, str(path), image, tensor])
-    assert found == [found[0]] * 4
+    kinds: list[ImageLike] = [path, str(path), image, tensor]
+    model = Captioner(tiny)
+    alone = [model.describe([kind])[0] for kind in kinds]
+    assert alone == [alone[0]] * 4
+    # Where an image stands in its batch is seen in the last digits of its log-probability.
+    assert [d.caption.text for d in model.describe(kinds)] == [alone[0].caption.text] * 4
 
 
 def test_results_are_one_an_image_in_order(tiny: Checkpoint) -> None:

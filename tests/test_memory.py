@@ -24,6 +24,7 @@ print(faults[-1] - faults[-10])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told what to keep")
 def test_what_is_kept_is_not_mapped_anew() -> None:
     def faults(how: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import resource
 import shutil
 import stat
 import subprocess
@@ -17,6 +18,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from processes import captioner, end, forked, start
 
 from captioner.cli import main
 from captioner.files import printable
@@ -224,6 +226,7 @@ def without_power(command: list[str]) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(command, capture_output=True, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     os.geteuid() == 0 and shutil.which("setpriv") is None, reason="root needs setpriv for this"
 )
@@ -259,19 +262,20 @@ def test_permissions(model: list[str], tmp_path: Path) -> None:
             place.chmod(stat.S_IRWXU)
 
 
+def with_little_room(command: list[str]) -> None:
+    """Be the command line, and write no file larger than 4 kB."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+    captioner(command)
+
+
 def test_a_disk_that_fills_up(model: list[str], photographs: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
-    command = [sys.executable, "-m", "captioner", "caption", str(photographs), *model]
-    command += ["--batch-size", "2", "--output", str(output)]
-    whole = f"ulimit -f 4; exec {' '.join(map(repr, command))}"  # blocks of 1,024 bytes
-    done = subprocess.run(["bash", "-c", whole], capture_output=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr.decode() == (
-        f"captioner: cannot write any further: [Errno 27] File too large: '{output}.journal'\n"
-    )
+    command = ["caption", str(photographs), *model, "--batch-size", "2", "--output", str(output)]
+    said = f"captioner: cannot write any further: [Errno 27] File too large: '{output}.journal'\n"
+    assert forked(with_little_room, command) == (1, said)
     kept = output.read_bytes()
     assert kept.endswith(b"}\n")
-    assert main(command[3:]) == 1
+    assert main(command) == 1
     assert output.read_bytes().startswith(kept)
     assert len(output.read_bytes().splitlines()) == 7
 
@@ -281,17 +285,16 @@ def test_an_output_that_is_gone(model: list[str], photographs: Path, tmp_path: P
     folder.mkdir()
     for index in range(200):
         draw_picture(photographs / f"more{index}.png", "red")
-    command = [sys.executable, "-m", "captioner", "caption", str(photographs), *model]
+    command = ["caption", str(photographs), *model]
     command += ["--batch-size", "1", "--output", str(folder / "x.jsonl")]
-    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
-        while not ((folder / "x.jsonl").exists() and (folder / "x.jsonl").stat().st_size > 500):
-            time.sleep(0.005)
-        folder.rename(tmp_path / "elsewhere")
-        assert process.stderr is not None
-        said = process.stderr.read().decode()
-    assert process.returncode == 1
-    assert said.startswith("captioner: cannot write any further: ")
-    assert said.count("\n") == 1
+    process = start(tmp_path / "said", captioner, command)
+    while not ((folder / "x.jsonl").exists() and (folder / "x.jsonl").stat().st_size > 500):
+        time.sleep(0.005)
+    folder.rename(tmp_path / "elsewhere")
+    ended = end(process, tmp_path / "said")
+    assert ended.status == 1
+    assert ended.said.startswith("captioner: cannot write any further: ")
+    assert ended.said.count("\n") == 1
     assert (tmp_path / "elsewhere" / "x.jsonl.journal").read_bytes().endswith(b"}\n")
 
 

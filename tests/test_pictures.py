@@ -100,6 +100,7 @@ def test_pixels_are_those_of_a_plain_reference(
         assert difference(tmp_path / "x.jpg", decoded, preprocessing).max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("size", [(4000, 3000), (2688, 2688), (6000, 2700), (600, 904)])
 def test_a_shrunken_jpeg_is_almost_the_same(
@@ -227,6 +228,7 @@ def read_small(path: str) -> bytes:
     return read_pixels(path, Preprocessing(size=32)).tobytes()
 
 
+@pytest.mark.slow
 def test_bombs_are_refused_by_the_stated_limit(tmp_path: Path) -> None:
     (tmp_path / "bomb.png").write_bytes(png_of(250_000, 1_001))
     (tmp_path / "large.png").write_bytes(png_of(20_000, 12_000))
@@ -302,6 +304,7 @@ def read_and_weigh(path: str) -> bytes:
     return Path("/proc/self/statm").read_bytes().split()[1]
 
 
+@pytest.mark.slow
 def test_a_corpus_of_broken_pictures(small: Checkpoint, tmp_path: Path) -> None:
     good, bad = write_corpus(tmp_path)
     assert len(bad) > 2000
@@ -317,6 +320,7 @@ def test_a_corpus_of_broken_pictures(small: Checkpoint, tmp_path: Path) -> None:
     assert slow == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
 def test_broken_pictures_leave_nothing_behind(tmp_path: Path) -> None:
     _, bad = write_corpus(tmp_path)

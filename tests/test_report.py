@@ -206,6 +206,7 @@ def test_on_a_phone(phone: Browser, page: Path) -> None:
     assert overlay(phone) is not None
 
 
+@pytest.mark.timing
 def test_it_is_quick_with_5000_photographs(browser: Browser, tmp_path: Path) -> None:
     random = Random(0)
     pictures = [

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import ROOT, captioner, forked, run_script
 from skimage import data_dir  # type: ignore[attr-defined]
 
-ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.slow
 
 
 def run(script: str, *arguments: str, status: int = 0, **environment: str) -> str:
     """Run a script; return what it said."""
-    command = [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *arguments]
-    around = {**os.environ, **environment}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=around)
-    assert done.returncode == status, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout + done.stderr
+    ended = forked(run_script, script, list(arguments), environment)
+    assert ended.status == status, ended.said
+    assert "Traceback" not in ended.said
+    return ended.said
 
 
 def train(shapes: Path, run_folder: Path, *overrides: str, status: int = 0) -> str:
@@ -146,9 +142,7 @@ def test_export_is_small_and_forgets_the_machine(shapes: Path, best: Path) -> No
     run("export", str(best), str(small), "--provenance", "data=drawn shapes")
     assert small.stat().st_size < 0.3 * best.stat().st_size
     assert str(shapes).encode() not in small.read_bytes()
-    command = [sys.executable, "-m", "captioner", "info", "--model", str(small)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "drawn shapes" in done.stdout
+    assert "drawn shapes" in forked(captioner, ["info", "--model", str(small)]).said
 
 
 def test_benchmark_measures_the_search(tmp_path: Path) -> None:
