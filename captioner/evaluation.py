@@ -82,10 +82,10 @@ def pixel_grids(
     weight = next(checkpoint.model.parameters())
     for batch in pixel_batches(paths, checkpoint.config.preprocessing, 32, workers):
         unreadable |= batch.unreadable
-        if batch.places:
+        if batch.indices:
             with autocast(weight.device, precision):
                 grid = checkpoint.model.encode(batch.pixels.to(weight.device))
-            yield batch.places, grid.to(weight.dtype)
+            yield batch.indices, grid.to(weight.dtype)
 
 
 def feature_grids(

@@ -251,7 +251,7 @@ def test_a_step_without_a_finite_gradient_changes_nothing(drawn: Config, tmp_pat
         now = average.state_dict()
         assert same == all(torch.equal(before[n], now[n]) for n in now)
         if same:
-            skipped += [COLOURS[place] for place in parts[0].places]
+            skipped += [COLOURS[place] for place in parts[0].indices]
     assert skipped == ["blue"]
     assert trainer.progress.skipped == 1
     assert trainer.progress.updates == 7

@@ -13,7 +13,7 @@ import torch
 from captioner.config import Config, DataConfig, DataSource
 from captioner.data.dataset import CaptionDataset, batches
 from captioner.data.example import DataError, Example
-from captioner.data.sources import Data, Part, read_data
+from captioner.data.sources import Data, Subset, read_data
 from captioner.data.tags import TagSet
 from captioner.data.vocabulary import Vocabulary
 from captioner.settings import ConfigError
@@ -64,7 +64,7 @@ def test_sources_are_put_together(two: DataConfig) -> None:
         *(("b", colour, n) for n, colour in enumerate(COLOURS, 1)),
     ]
     assert data.train[0].captions == ("a red disc of a",)
-    assert data.parts == (Part(2, 2.0), Part(5, 0.5))
+    assert data.subsets == (Subset(2, 2.0), Subset(5, 0.5))
     assert data.notes == [
         "train, data.sources.0: 2 photographs",
         "train, data.sources.1: 5 photographs",
@@ -91,7 +91,7 @@ def test_the_plain_keys_are_one_source(two: DataConfig) -> None:
     plain = replace(two, sources=(), images=source.images, captions=source.captions)
     alone = replace(two, sources=(replace(source, weight=1.0),))
     assert read(plain) == read(alone)
-    assert read(plain).parts == (Part(5, 1.0),)
+    assert read(plain).subsets == (Subset(5, 1.0),)
 
 
 def test_what_is_not_said_is_named(two: DataConfig) -> None:
@@ -109,11 +109,11 @@ def test_what_is_not_said_is_named(two: DataConfig) -> None:
         read(two)
 
 
-def dataset(*parts: Part) -> CaptionDataset:
-    count = sum(part.photographs for part in parts)
+def dataset(*subsets: Subset) -> CaptionDataset:
+    count = sum(subset.size for subset in subsets)
     examples = [Example(Path(str(number)), ("a dog",)) for number in range(count)]
     words = Vocabulary(["a", "dog"])
-    return CaptionDataset(examples, words, TagSet(["dog"]), Config().preprocessing, 5, parts)
+    return CaptionDataset(examples, words, TagSet(["dog"]), Config().preprocessing, 5, subsets)
 
 
 def order(items: CaptionDataset, seed: int) -> list[int]:
@@ -121,7 +121,7 @@ def order(items: CaptionDataset, seed: int) -> list[int]:
 
 
 def test_weights_say_how_often_photographs_are_seen() -> None:
-    items = dataset(Part(3, 2.0), Part(7, 1.0), Part(10, 0.5), Part(4, 2.25))
+    items = dataset(Subset(3, 2.0), Subset(7, 1.0), Subset(10, 0.5), Subset(4, 2.25))
     assert items.epoch_size == 6 + 7 + 5 + 9
     seen: Counter[int] = Counter()
     for seed in range(400):
@@ -139,7 +139,7 @@ def test_weights_say_how_often_photographs_are_seen() -> None:
 
 
 def test_an_epoch_is_a_function_of_its_seed() -> None:
-    items = dataset(Part(3, 2.0), Part(10, 0.5))
+    items = dataset(Subset(3, 2.0), Subset(10, 0.5))
     assert order(items, 1) == order(items, 1)
     assert order(items, 1) != order(items, 2)
     assert {i for i in order(items, 1) if 3 <= i < 13} != {
@@ -149,26 +149,28 @@ def test_an_epoch_is_a_function_of_its_seed() -> None:
 
 def test_one_source_is_shuffled_as_ever() -> None:
     drawn = torch.randperm(9, generator=torch.Generator().manual_seed(5)).tolist()
-    assert order(dataset(Part(9, 1.0)), 5) == drawn
-    assert order(dataset(Part(4, 1.0), Part(5, 1.0)), 5) == drawn
+    assert order(dataset(Subset(9, 1.0)), 5) == drawn
+    assert order(dataset(Subset(4, 1.0), Subset(5, 1.0)), 5) == drawn
 
 
-def test_a_small_weight_shows_one_and_parts_must_fit() -> None:
-    assert dataset(Part(3, 0.01)).epoch_size == 1
+def test_a_small_weight_shows_one_and_subsets_must_fit() -> None:
+    assert dataset(Subset(3, 0.01)).epoch_size == 1
     with pytest.raises(ValueError, match="are not of 0 photographs"):
-        CaptionDataset([], Vocabulary([]), TagSet([]), Config().preprocessing, 5, [Part(1, 1.0)])
+        CaptionDataset([], Vocabulary([]), TagSet([]), Config().preprocessing, 5, [Subset(1, 1.0)])
 
 
 def test_a_photograph_is_cropped_anew_each_time_it_is_shown(two: DataConfig) -> None:
     data = read(two)
     words = Vocabulary(["a", "red", "disc", "of"])
     config = tiny_config()
-    items = CaptionDataset(data.train, words, TagSet(["disc"]), config.preprocessing, 9, data.parts)
+    items = CaptionDataset(
+        data.train, words, TagSet(["disc"]), config.preprocessing, 9, data.subsets
+    )
     items.augmentation = "0/1"
     batch = next(batches(items, 6, 0, 0, 0, 0))
-    assert len(batch.places) == 6
+    assert len(batch.indices) == 6
     for place in (0, 1):
-        first, again = (batch.images[row] for row, p in enumerate(batch.places) if p == place)
+        first, again = (batch.images[row] for row, p in enumerate(batch.indices) if p == place)
         assert not torch.equal(first, again)
 
 

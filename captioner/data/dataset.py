@@ -1,4 +1,4 @@
-"""Examples to batches."""
+"""Examples to batches of pixels, or features, and token ids."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from captioner.config import Preprocessing
 from captioner.data.example import Example
-from captioner.data.sources import Part
+from captioner.data.sources import Subset
 from captioner.data.tags import TagSet
 from captioner.data.tokenizer import tokenize
 from captioner.data.vocabulary import BOS, PAD, Vocabulary
@@ -28,27 +28,29 @@ _MIRRORED = {"left": "right", "right": "left"}
 
 
 class Batch(NamedTuple):
-    """B photographs with K captions each; R = B·K, rows of one photograph together."""
+    """B photographs with K captions each; R = B·K rows, those of one photograph together."""
 
-    places: list[int]
-    """Where each photograph stands in the data."""
+    indices: list[int]
+    """The index of each photograph in the data set."""
     images: Tensor
     """Pixels ``(B, 3, h, w)``, uint8, or features ``(B, N, width)``."""
     words: Tensor
-    """``(R, L)``: BOS, the words, EOS, then PAD; a photograph with fewer captions has PAD rows."""
+    """``(R, L)``: BOS, the words, EOS, then PAD. Rows beyond a photograph's captions are PAD."""
     tags: Tensor
     """``(B, L)``: BOS, the tags, EOS, then PAD."""
     unreadable: dict[str, str]
-    """Photographs that were left out, and why."""
+    """Why each photograph that was left out could not be read, by its path."""
 
 
 class PixelBatch(NamedTuple):
-    """Photographs alone: the places in the list of those that could be read, and of the rest."""
+    """The pixels of photographs from a list."""
 
-    places: list[int]
+    indices: list[int]
+    """The index in the list of each photograph that could be read."""
     pixels: Tensor
     """``(B, 3, h, w)``, uint8"""
     unreadable: dict[int, str]
+    """Why each other photograph of the batch could not be read, by its index."""
 
 
 class Features(NamedTuple):
@@ -57,22 +59,21 @@ class Features(NamedTuple):
     rows: np.ndarray
     """``(photographs, N, width)``, float16"""
     unreadable: dict[int, str]
-    """Why a photograph has no features, by its place."""
+    """Why a photograph has no features, by its index."""
 
 
 class _Item(NamedTuple):
-    place: int
+    photo_index: int
     image: np.ndarray
     captions: list[list[int]]
     tags: list[int]
 
 
 class CaptionDataset(Dataset["_Item | tuple[str, str]"]):
-    """Examples with their captions and tags as ids.
+    """Examples with their captions and tags as token ids.
 
-    Images are pixels, or rows of ``features`` where those are set. ``augmentation`` is the seed
-    of random views of the photographs, or ``None``. ``parts`` says how often an epoch shows which
-    photographs; without it each is shown once.
+    Images are pixels, or rows of ``features`` where these are set. ``augmentation`` is the seed of
+    random augmentations of the photographs, or ``None``.
     """
 
     def __init__(
@@ -82,22 +83,31 @@ class CaptionDataset(Dataset["_Item | tuple[str, str]"]):
         tags: TagSet,
         preprocessing: Preprocessing,
         max_words: int,
-        parts: Sequence[Part] = (),
+        subsets: Sequence[Subset] = (),
     ) -> None:
-        """Split the captions, cut after ``max_words`` words, and look up their ids.
+        """Tokenize the captions and look up the ids of their words.
 
-        Raises ``ValueError`` when the parts are not of as many photographs as there are examples.
+        Args:
+            examples: The photographs with their captions.
+            vocabulary: The words of captions.
+            tags: The tags.
+            preprocessing: How photographs become pixels.
+            max_words: The most words of a caption; the others are cut off.
+            subsets: How often an epoch shows which of the examples; by default each once.
+
+        Raises:
+            ValueError: The subsets have more or fewer photographs than there are examples.
         """
-        self._parts = tuple(parts) or (Part(len(examples), 1.0),)
-        if sum(part.photographs for part in self._parts) != len(examples):
-            raise ValueError(f"{self._parts} are not of {len(examples)} photographs")
+        self._subsets = tuple(subsets) or (Subset(len(examples), 1.0),)
+        if sum(subset.size for subset in self._subsets) != len(examples):
+            raise ValueError(f"{self._subsets} are not of {len(examples)} photographs")
         self.paths = [str(example.image) for example in examples]
-        # From the longest to the shortest: a decoder goes on with the first of them alone.
+        # The longest caption first: the decoder drops rows from the end as captions end.
         words = [
             sorted((tokenize(caption) for caption in e.captions), key=len, reverse=True)
             for e in examples
         ]
-        # A caption that is cut has no EOS, or the decoder would learn to end in the middle.
+        # A caption that is cut off has no EOS, or the decoder would learn to end in the middle.
         limit = max_words + 1
         self._captions = [[vocabulary.encode(w)[:limit] for w in captions] for captions in words]
         self._mirrored = [
@@ -115,29 +125,30 @@ class CaptionDataset(Dataset["_Item | tuple[str, str]"]):
 
     @property
     def epoch_size(self) -> int:
-        """How many photographs an epoch shows; one that is shown twice counts twice."""
-        return sum(part.shown for part in self._parts)
+        """Return how many photographs an epoch shows; one that is shown twice counts twice."""
+        return sum(subset.shown_per_epoch for subset in self._subsets)
 
     def order(self, generator: torch.Generator) -> list[int]:
-        """Return the ``epoch_size`` items of an epoch: the n-th showing of a photograph, from 0.
+        """Return the ``epoch_size`` items of an epoch in random order.
 
-        It is item ``n * len(self)`` plus the photograph's place. What a part's weight leaves over
-        is drawn from the generator, as is the order.
+        Item ``n * len(self) + index`` is the n-th time, from 0, that the photograph at ``index`` is
+        shown. Where a weight is no whole number, the photographs that are shown once more are drawn
+        from the generator.
         """
         items: list[int] = []
         start = 0
-        for part in self._parts:
-            whole, rest = divmod(part.shown, part.photographs)
-            for showing in range(whole):
-                items += (showing * len(self) + start + i for i in range(part.photographs))
+        for subset in self._subsets:
+            whole, rest = divmod(subset.shown_per_epoch, subset.size)
+            for repeat in range(whole):
+                items += (repeat * len(self) + start + i for i in range(subset.size))
             if rest:
-                drawn = torch.randperm(part.photographs, generator=generator)[:rest].tolist()
+                drawn = torch.randperm(subset.size, generator=generator)[:rest].tolist()
                 items += (whole * len(self) + start + i for i in drawn)
-            start += part.photographs
+            start += subset.size
         return [items[i] for i in torch.randperm(len(items), generator=generator).tolist()]
 
     def __getitem__(self, item: int) -> _Item | tuple[str, str]:
-        """Return one photograph's image and ids, or its path and why it cannot be read."""
+        """Return the image and the ids of a photograph, or its path and why it cannot be read."""
         index = item % len(self)
         captions, tags = self._captions[index], self._tags[index]
         if self.features is not None:
@@ -149,7 +160,7 @@ class CaptionDataset(Dataset["_Item | tuple[str, str]"]):
         except UnreadableError as error:
             return self.paths[index], str(error)
         if self.augmentation is not None:
-            # Seeded by place and showing, so that neither workers nor a resume change it.
+            # Seeded by the item, so that neither workers nor a resumed run change the view.
             image, mirrored = augment(image, random.Random(f"{self.augmentation}/{item}"))
             captions = self._mirrored[index] if mirrored else captions
         return _Item(index, prepare(image, self._preprocessing), captions, tags)
@@ -181,15 +192,16 @@ def pixel_batches(
             num_workers=workers,
             collate_fn=_collate_pixels,
             worker_init_fn=_serve_one,
-            generator=torch.Generator(),  # or it would draw from the one that dropout uses
+            generator=torch.Generator(),  # the default one is the generator of dropout
         )
     )
 
 
 def _serve_one(_: int) -> None:
-    """Leave Ctrl-C and SIGTERM, which may reach all processes, to the one that is served.
+    """Let a worker ignore Ctrl-C and SIGTERM, which may reach all processes of a run.
 
-    Only its own SIGTERM ends a worker. Where there is no telling whose it is, any does.
+    The process that the worker serves answers them. Only a SIGTERM from that process ends the
+    worker. Where the sender of a signal cannot be told, every SIGTERM does.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
@@ -204,10 +216,10 @@ def _end_when_told() -> None:
 
 
 def _collate_pixels(items: Sequence[tuple[int, np.ndarray | str]]) -> PixelBatch:
-    read = [(place, image) for place, image in items if isinstance(image, np.ndarray)]
-    unreadable = {place: image for place, image in items if isinstance(image, str)}
+    read = [(index, image) for index, image in items if isinstance(image, np.ndarray)]
+    unreadable = {index: image for index, image in items if isinstance(image, str)}
     pixels = np.stack([image for _, image in read]) if read else np.empty((0, 3, 1, 1), np.uint8)
-    return PixelBatch([place for place, _ in read], torch.from_numpy(pixels), unreadable)
+    return PixelBatch([index for index, _ in read], torch.from_numpy(pixels), unreadable)
 
 
 def batches(
@@ -219,17 +231,26 @@ def batches(
     workers: int,
     share: tuple[int, int, int] = (0, 1, 1),
 ) -> Iterator[Batch]:
-    """Return the batches of one epoch after the first ``skip``.
+    """Return the micro-batches of a process in one epoch.
 
-    The order is a function of ``seed`` and ``epoch`` alone, so that a resumed run sees what an
-    undisturbed one would. ``share`` is a process, the number of processes, and in how many parts
-    the process reads its share of each batch; some may be empty.
+    Their order is a function of ``seed`` and ``epoch`` alone, so that a resumed run sees the same
+    batches as an undisturbed one.
+
+    Args:
+        dataset: The photographs.
+        batch_size: The photographs of a step over all processes.
+        seed: The seed of the run.
+        epoch: The number of the epoch.
+        skip: How many steps are left out at the beginning of the epoch.
+        workers: The number of worker processes that read photographs.
+        share: The rank of the process, the number of processes, and the number of micro-batches
+            that each process makes of its share of a step. Some of them may be empty.
     """
-    rank, processes, parts = share
+    rank, processes, micro_batches = share
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = dataset.order(generator)
     steps = [order[i : i + batch_size][rank::processes] for i in range(0, len(order), batch_size)]
-    shares = [step[part::parts] for step in steps[skip:] for part in range(parts)]
+    shares = [step[i::micro_batches] for step in steps[skip:] for i in range(micro_batches)]
     return iter(
         DataLoader(
             dataset,
@@ -237,20 +258,20 @@ def batches(
             num_workers=workers,
             collate_fn=_collate,
             worker_init_fn=_serve_one,
-            generator=generator,  # or it would draw from the one that dropout uses
+            generator=generator,  # the default one is the generator of dropout
         )
     )
 
 
 def _collate(items: Sequence[_Item | tuple[str, str]]) -> Batch:
-    kept = [item for item in items if isinstance(item, _Item)]
+    read = [item for item in items if isinstance(item, _Item)]
     unreadable = dict(item for item in items if not isinstance(item, _Item))
-    most = max((len(item.captions) for item in kept), default=0)
-    rows = [tokens for item in kept for tokens in _filled(item.captions, most)]
-    images = np.stack([item.image for item in kept]) if kept else np.empty((0, 3, 1, 1), np.uint8)
-    tags = [item.tags for item in kept]
-    places = [item.place for item in kept]
-    return Batch(places, torch.from_numpy(images), _padded(rows), _padded(tags), unreadable)
+    most = max((len(item.captions) for item in read), default=0)
+    rows = [tokens for item in read for tokens in _filled(item.captions, most)]
+    images = np.stack([item.image for item in read]) if read else np.empty((0, 3, 1, 1), np.uint8)
+    tags = [item.tags for item in read]
+    indices = [item.photo_index for item in read]
+    return Batch(indices, torch.from_numpy(images), _padded(rows), _padded(tags), unreadable)
 
 
 def _filled(captions: list[list[int]], most: int) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""What a run learns from: the sources that its config names, read and weighed. No torch here."""
+"""The sources that a config names: read, weighed and put together. No torch here."""
 
 from __future__ import annotations
 
@@ -15,29 +15,32 @@ from captioner.data.example import DataError, Example, drop_junk
 from captioner.files import printable
 from captioner.settings import ConfigError
 
-__all__ = ["Data", "Part", "Source", "read_data", "read_sources"]
+__all__ = ["Data", "Source", "Subset", "read_data", "read_sources"]
 
-_NAMED = 20
+_LISTED = 20  # photographs that are named in notes
 
 
-class Part(NamedTuple):
-    """Photographs that stand together in the data, and how often an epoch shows each."""
+class Subset(NamedTuple):
+    """A run of consecutive examples that have one weight.
 
-    photographs: int
+    An epoch shows each of the ``size`` photographs ``weight`` times, on average.
+    """
+
+    size: int
     weight: float
 
     @property
-    def shown(self) -> int:
-        """How many an epoch shows, the same in every epoch: at least one."""
-        return max(1, round(self.photographs * self.weight))
+    def shown_per_epoch(self) -> int:
+        """Return how many photographs an epoch shows: the same number in each, and at least one."""
+        return max(1, round(self.size * self.weight))
 
 
 @dataclass(frozen=True)
 class Source:
     """One source as it was read: its captioned photographs, junk captions included.
 
-    ``missing`` and ``uncaptioned`` say why each of its other photographs is not among them, and
-    ``notes`` what is odd about its files.
+    ``missing`` and ``uncaptioned`` say why each other photograph of the source was left out.
+    ``notes`` holds the oddities of its files.
     """
 
     name: str
@@ -51,15 +54,16 @@ class Source:
 
 @dataclass(frozen=True)
 class Data:
-    """The two splits of a run, without junk captions in training and missing photographs.
+    """The two splits of a run.
 
-    ``parts`` divides ``train`` by its sources, in order.
+    Neither has missing photographs, and ``train`` has no junk captions. ``subsets`` divides
+    ``train`` by its sources, in order.
     """
 
     train: list[Example]
     val: list[Example]
     notes: list[str]
-    parts: tuple[Part, ...]
+    subsets: tuple[Subset, ...]
 
     def digest(self) -> str:
         """Return a hash of every path, caption and tag."""
@@ -70,45 +74,46 @@ class Data:
 def read_data(config: Config) -> Data:
     """Read both splits of a config.
 
-    ``notes`` says what was dropped. Raises ``DataError`` when a split cannot be used,
-    ``ConfigError`` when the config does not say where it is.
+    The notes of the result say what was dropped. Raises ``DataError`` when a split cannot be used,
+    and ``ConfigError`` when the config does not say where the split is.
     """
     sources, val = read_sources(config.data)
     notes = [note for source in (*sources, val) for note in _notes(source)]
     train: list[Example] = []
-    parts: list[Part] = []
+    subsets: list[Subset] = []
     dropped = 0
     for source in sources:
-        kept, junk = drop_junk(source.examples)
-        if not kept:
+        useful, junk = drop_junk(source.examples)
+        if not useful:
             raise DataError(f"{source.captions}: all {junk} captions are junk")
-        train += kept
-        parts.append(Part(len(kept), source.weight))
+        train += useful
+        subsets.append(Subset(len(useful), source.weight))
         dropped += junk
     notes.append(f"train: {dropped} junk captions dropped")
-    if any(part.weight != 1.0 for part in parts):
-        notes.append(f"train: {sum(part.shown for part in parts)} photographs an epoch")
-    # Candidates are compared with what people wrote, all of it.
-    return Data(train, val.examples, notes, tuple(parts))
+    if any(subset.weight != 1.0 for subset in subsets):
+        shown = sum(subset.shown_per_epoch for subset in subsets)
+        notes.append(f"train: {shown} photographs an epoch")
+    # Candidates are compared with all references that people wrote, junk included.
+    return Data(train, val.examples, notes, tuple(subsets))
 
 
 def _notes(source: Source) -> Iterator[str]:
     yield from (f"{source.name}: {printable(note)}" for note in source.notes)
     left_out = source.uncaptioned | source.missing
-    for path, why in islice(left_out.items(), _NAMED):
+    for path, why in islice(left_out.items(), _LISTED):
         yield f"{source.name}: left out {printable(path)}: {printable(why)}"
     without = f", {len(left_out)} left out" if left_out else ""
     yield f"{source.name}: {len(source.examples)} photographs{without}"
 
 
 def read_sources(data: DataConfig) -> tuple[list[Source], Source]:
-    """Read the sources to train on, and the one to validate on; raises as :func:`read_data`."""
+    """Read the training sources and the validation source; raises as :func:`read_data`."""
     if data.sources:
-        named = [(f"data.sources.{n}", source) for n, source in enumerate(data.sources)]
+        keyed = [(f"data.sources.{n}", source) for n, source in enumerate(data.sources)]
     else:
-        named = [("data", DataSource(data.images, data.captions, data.instances, data.split))]
-    for place, source in named:
-        _check_set(source, f"{place}.")
+        keyed = [("data", DataSource(data.images, data.captions, data.instances, data.split))]
+    for key, source in keyed:
+        _check_set(source, f"{key}.")
     if not data.val_captions and not data.val_split:
         raise ConfigError("data.val_captions or data.val_split must say what to validate on")
     val = DataSource(
@@ -118,15 +123,16 @@ def read_sources(data: DataConfig) -> tuple[list[Source], Source]:
         data.val_split,
     )
     _check_set(val, "data.val_")
-    several = len(named) > 1
-    train = [_read(f"train, {place}" if several else "train", source) for place, source in named]
+    several = len(keyed) > 1
+    train = [_read(f"train, {key}" if several else "train", source) for key, source in keyed]
     return train, _read("val", val)
 
 
-def _check_set(source: DataSource, place: str) -> None:
-    for key in ("images", "captions"):
-        if not getattr(source, key):
-            raise ConfigError(f"{place}{key} is not set; say where with --set {place}{key}=…")
+def _check_set(source: DataSource, prefix: str) -> None:
+    for name in ("images", "captions"):
+        if not getattr(source, name):
+            key = f"{prefix}{name}"
+            raise ConfigError(f"{key} is not set; say where with --set {key}=…")
 
 
 def _read(name: str, source: DataSource) -> Source:

@@ -128,8 +128,8 @@ def _encoded(
     with tqdm(total=photographs, desc="encoding", unit="photo", disable=None) as progress:
         for batch in batches:
             given: dict[int, np.ndarray | str] = dict(batch.unreadable)
-            if batch.places:
-                given |= zip(batch.places, _encode(encoder, batch.pixels, dtype), strict=True)
+            if batch.indices:
+                given |= zip(batch.indices, _encode(encoder, batch.pixels, dtype), strict=True)
             yield {index % _BATCH: value for index, value in given.items()}
             progress.update(len(given))
 

@@ -172,14 +172,14 @@ class SelfCritical(nn.Module):
             return no_loss(self.parameters()), totals.new_zeros(())
         samples, temperature = self._settings.samples, self._settings.temperature
         limit, device = SearchOptions.max_words, totals.device
-        seeds = [Random(f"{self.seed}/{place}").getrandbits(62) for place in batch.places]
+        seeds = [Random(f"{self.seed}/{index}").getrandbits(62) for index in batch.indices]
         with autocast(device, self._precision), torch.no_grad():
             grid = self._project(batch.images.to(device).float())
             captions = draw(self.decoder, grid, samples, temperature, limit, seeds)
         # Not in the same autocast: it keeps the weights as it cast them, here without gradient.
         with autocast(device, self._precision):
             log_probs = policy_log_probs(self.decoder, grid, captions, temperature, limit)
-        images = [place for place in batch.places for _ in range(samples)]
+        images = [index for index in batch.indices for _ in range(samples)]
         rewards = self._reward(captions, images).to(device)
         loss = policy_gradient_loss(log_probs.view(-1, samples), rewards.view(-1, samples))
         return loss / totals[0], rewards.sum() / totals[0]

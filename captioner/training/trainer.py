@@ -74,7 +74,7 @@ class Trainer:
             begun.tags,
             config.preprocessing,
             config.data.max_words,
-            data.parts,
+            data.subsets,
         )
         self.steps_per_epoch = math.ceil(self.dataset.epoch_size / config.training.batch_size)
         self.stages, self.progress = stages_of(config, self.steps_per_epoch), Progress()

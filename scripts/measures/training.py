@@ -15,7 +15,7 @@ from torch import Tensor
 from captioner.config import Config, DecoderConfig
 from captioner.data.dataset import Batch, Features
 from captioner.data.example import Example
-from captioner.data.sources import Data, Part
+from captioner.data.sources import Data, Subset
 from captioner.data.vocabulary import PAD, SPECIAL
 from captioner.model.device import choose_device
 from captioner.settings import from_dict
@@ -57,7 +57,7 @@ class Case:
                 "training": settings,
             },
         )
-        data = Data(made, made, [], (Part(len(made), 1.0),))
+        data = Data(made, made, [], (Subset(len(made), 1.0),))
         self.trainer = Trainer(config, data, folder, choose_device(args.device), print)
         features = kept_features(folder, len(made), self.trainer.learner.model.encoder.width)
         self.trainer._features = lambda examples: features  # type: ignore[method-assign]
