@@ -59,14 +59,16 @@ def test_the_package_holds_what_it_promises() -> None:
 
 def test_tags_are_content_words(default: Captioner) -> None:
     names = default.checkpoint.tags.vocabulary.words[4:]
-    assert all(content_words(name) == [name] for name in names)
+    words = [word for name in names for word in name.split()]
+    content = sum(content_words(word) == [word] for word in words)
+    assert content >= 0.97 * len(words)  # "black and white", "parking lot" and the like
 
 
 @pytest.mark.data
 def test_captions_are_good(result: Evaluation) -> None:
     assert len(result.captions) == 1000
-    assert result.scores.bleu[3] >= 0.20
-    assert result.scores.cider_d >= 0.50
+    assert result.scores.bleu[3] >= 0.21
+    assert result.scores.cider_d >= 0.51
 
 
 @needs_java
@@ -87,7 +89,7 @@ def test_captions_read_as_a_person_writes(result: Evaluation) -> None:
 
 @pytest.mark.data
 def test_tags_are_good(result: Evaluation) -> None:
-    assert result.tag_precision >= 0.60
+    assert result.tag_precision >= 0.64
     assert result.tag_precision >= 2 * result.tag_baseline
     assert result.different_tags >= 150
     assert all(len({tag.name for tag in tags}) == len(tags) for tags in result.tags)
