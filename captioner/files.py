@@ -214,21 +214,22 @@ def _acquired(path: str, waiting: Callable[[], None]) -> BaseFileLock | None:
         from filelock import FileLock, SoftFileLock, Timeout
 
         lock: BaseFileLock = FileLock(path)
-        why, held = "not on this platform", False
+        why = "not on this platform" if isinstance(lock, SoftFileLock) else None
+        held = False
         try:
-            if not isinstance(lock, SoftFileLock):
+            if why is None:
                 lock.acquire(timeout=0)
                 held = True
         except Timeout:
             pass
-        except NotImplementedError:  # what older versions make of ENOSYS
-            why, lock = os.strerror(errno.ENOSYS), SoftFileLock(path)
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise OSError(error.errno, error.strerror, path) from error
-            why, lock = os.strerror(error.errno), SoftFileLock(path)
-    if isinstance(lock, SoftFileLock):
-        lock.release()
+            why = os.strerror(error.errno)
+        if held and isinstance(lock, SoftFileLock):
+            why = os.strerror(errno.ENOSYS)
+            lock.release()
+    if why is not None:
         _say_unlocked(path, why)
         return None
     if not held:
