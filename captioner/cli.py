@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_EPILOG = """exit status: 0 every photograph done; 1 some could not be read or found;
-2 wrong usage, before any work; 130 stopped by Ctrl-C"""
+_EPILOG = """exit status: 0 every photograph done; 1 some could not be read or found, or a sidecar
+or the report not written; 2 wrong usage, before any work; 130 stopped by Ctrl-C"""
 
 
 class _UsageError(Exception):
@@ -128,6 +128,14 @@ def _add_run_arguments(parser: Parser) -> None:
         action="store_true",
         help="a list of paths on stdin that ends each with NUL (find -print0)",
     )
+    parser.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="pass over files and folders of such a name, such as '*.png', or with a slash of such "
+        "a path; may be given more than once",
+    )
     _add_model_arguments(parser)
     _add_output_arguments(parser)
     parser.add_argument(
@@ -160,13 +168,21 @@ def _add_output_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--sidecar",
         choices=("txt", "caption", "xmp"),
-        help="write a file of this kind beside each photograph",
+        help="write a file of this kind beside each photograph: the caption for trainers (a.txt, "
+        "a.caption), or XMP for photo managers (a.jpg.xmp), merged into what is there",
+    )
+    parser.add_argument(
+        "--full-names",
+        action="store_true",
+        help="name sidecars a.jpg.txt, not a.txt, for photographs that share a stem",
     )
     parser.add_argument(
         "--report", metavar="FILE.html", help="write a page to look through the results"
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="begin anew, and replace files that exist"
+        "--overwrite",
+        action="store_true",
+        help="begin anew, and replace files that exist; of sidecars, only what captioner wrote",
     )
     parser.add_argument(
         "--retry-errors", action="store_true", help="try again what could not be read before"
@@ -254,7 +270,10 @@ def _run(args: argparse.Namespace, options: SearchOptions | None, tags: bool) ->
         batch_size=args.batch_size,
         workers=args.workers,
         decode_timeout=args.decode_timeout,
+        full_names=args.full_names,
+        exclude=args.exclude,
         progress=progress,
+        note=partial(progress.note, args),
     )
     paths = _paths(args)
     try:
@@ -268,7 +287,7 @@ def _run(args: argparse.Namespace, options: SearchOptions | None, tags: bool) ->
     finally:
         progress.close()
     _summarize(args, result)
-    return 1 if result.errors else 0
+    return 1 if result.errors or result.sidecar_errors or result.report_error else 0
 
 
 def _summarize(args: argparse.Namespace, result: RunResult) -> None:
@@ -278,7 +297,6 @@ def _summarize(args: argparse.Namespace, result: RunResult) -> None:
     if result.torn:
         _note(args, "the last line of the journal was cut off; what it held was done again")
     counts = {
-        "sidecars hold something else and were left alone": result.left_alone,
         "photographs changed since they were described; --retry-changed describes them again": (
             result.changed
         ),
@@ -311,6 +329,11 @@ class _Progress:
             )
         self._bar.set_postfix(errors=result.errors, refresh=False)
         self._bar.update(result.done - self._bar.n)
+
+    def note(self, args: argparse.Namespace, text: str) -> None:
+        """Tell a person something, below the bar."""
+        self.close()
+        _note(args, text)
 
     def close(self) -> None:
         if self._bar is not None:

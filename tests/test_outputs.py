@@ -5,25 +5,27 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import resource
 import shutil
 import stat
 import subprocess
 import sys
 import time
-from io import BytesIO, TextIOWrapper
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 from random import Random
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from processes import captioner, end, forked, start
 
 from captioner.cli import main
+from captioner.data.csv_cells import csv_text
 from captioner.files import printable
 from captioner.folder.outputs import csv_line, json_line
-from captioner.folder.sidecars import Sidecars, sidecar_path
 from captioner.model.checkpoint import Checkpoint, save_checkpoint
 from conftest import draw_picture
 
@@ -38,30 +40,57 @@ def model(small: Checkpoint, tmp_path: Path) -> list[str]:
     return ["--model", str(path), "--precision", "float32"]
 
 
-def read_csv(line: bytes) -> list[str]:
-    (row,) = csv.reader([line.decode()])
+STARTS = "=+-@\t\r\n＝＋－＠"
+
+
+def cells(line: bytes, separator: str = ",") -> list[str]:
+    (row,) = csv.reader(StringIO(line.decode(), newline=""), delimiter=separator)
     return row
 
 
-@pytest.mark.parametrize("start", list("=+-@\t\r\n＝＋－＠"))
+@pytest.mark.parametrize("start", list(STARTS))
 def test_no_cell_is_a_formula(start: str) -> None:
     record = {
         "image": f"{start}HYPERLINK(1).jpg", "caption": f'{start}cmd|" /C calc"!A0',
         "log_prob": -6.81, "tags": [{"name": f"{start}1", "score": 1.0}],
     }  # fmt: skip
-    image, caption, log_prob, tags, error = next(csv.reader([csv_line(record).decode()[:-2]] if
-        start not in "\r\n" else csv_line(record).decode().splitlines(keepends=True)))  # fmt: skip
+    image, caption, log_prob, tags, error = cells(csv_line(record))
     assert [image, caption, tags] == [
         f"'{start}HYPERLINK(1).jpg", f"'{start}cmd|\" /C calc\"!A0", f"'{start}1",
     ]  # fmt: skip
     assert (float(log_prob), error) == (-6.81, "")
 
 
+hostile = st.text("=+-@\t\r\n＝,;\"' a", max_size=12)
+
+
+@settings(max_examples=500, deadline=None)
+@given(hostile, hostile, st.lists(hostile, max_size=3), hostile)
+@example("a;=cmd|calc!A0;.jpg", 'x;"=1+1', [";-1", "\t@x"], "'=1")
+def test_no_cell_is_a_formula_wherever_a_spreadsheet_cuts(
+    image: str, caption: str, names: list[str], error: str
+) -> None:
+    tags = [{"name": name, "score": 1.0} for name in names]
+    record = {"image": image, "caption": caption, "log_prob": -1.5, "tags": tags, "error": error}
+    line = csv_line(record)
+    # What was written is read back to the letter.
+    found = cells(line)
+    assert [csv_text(cell) for cell in found] == [
+        image, caption, "-1.5", ", ".join(names), error
+    ]  # fmt: skip
+    for separator in ";\t":
+        # A spreadsheet that minds the quotes, and one that does not; either may trim blanks.
+        rows = csv.reader(StringIO(line.decode(), newline=""), delimiter=separator)
+        naive = re.split(f"[{separator}\r\n]", line.decode())
+        for cell in [*(cell for row in rows for cell in row), *naive]:
+            assert not cell.lstrip('" \t\r\n').startswith(tuple(STARTS)), cell
+
+
 def test_csv_lines() -> None:
     record: dict[str, Any] = {"image": 'a,"b"\n.jpg', "error": "gone"}
-    assert csv_line(record) == b'"a,""b""\n.jpg",,,,gone\r\n'
+    assert csv_line(record) == b'"a,""b""\n.jpg","","","","gone"\r\n'
     record = {"image": "caf\udce9.jpg", "caption": "é", "log_prob": -1.0, "tags": TAGS}
-    assert csv_line(record).decode() == 'caf\\udce9.jpg,é,-1.0,"dog, run & <hide>",\r\n'
+    assert csv_line(record).decode() == '"caf\\udce9.jpg","é",-1.0,"dog, run & <hide>",""\r\n'
 
 
 def test_csv_file(model: list[str], photographs: Path, tmp_path: Path) -> None:
@@ -123,101 +152,6 @@ def test_a_path_given_twice_is_done_once(
     assert len(capsysbinary.readouterr().out.splitlines()) == 1
 
 
-def test_sidecar_texts(tmp_path: Path) -> None:
-    image = str(tmp_path / "a dog.tar.jpg")
-    caption = {"image": image, "caption": "a dog & <cat>", "tags": TAGS}
-    for kind in ("txt", "caption", "xmp"):
-        assert Sidecars(kind, False).write(caption) == caption
-    assert (tmp_path / "a dog.tar.txt").read_text() == "a dog & <cat>\n"
-    assert (tmp_path / "a dog.tar.caption").read_text() == "a dog & <cat>\n"
-    tree = ElementTree.parse(tmp_path / "a dog.tar.jpg.xmp")
-    names = {"dc": "http://purl.org/dc/elements/1.1/", "x": "adobe:ns:meta/",
-             "rdf": "http://www.w3.org/1999/02/22-rdf-syntax-ns#"}  # fmt: skip
-    about = "./rdf:RDF/rdf:Description"
-    assert tree.getroot().tag == "{adobe:ns:meta/}xmpmeta"
-    (text,) = tree.findall(f"{about}/dc:description/rdf:Alt/rdf:li", names)
-    assert text.text == "a dog & <cat>"
-    assert text.attrib == {"{http://www.w3.org/XML/1998/namespace}lang": "x-default"}
-    subjects = tree.findall(f"{about}/dc:subject/rdf:Bag/rdf:li", names)
-    assert [subject.text for subject in subjects] == ["dog", "run & <hide>"]
-    tags = {"image": str(tmp_path / "t.jpg"), "tags": TAGS}
-    Sidecars("txt", False).write(tags)
-    assert (tmp_path / "t.txt").read_text() == "dog, run & <hide>\n"
-
-
-def test_what_others_wrote_is_never_overwritten(tmp_path: Path) -> None:
-    image = str(tmp_path / "x.jpg")
-    (tmp_path / "x.txt").write_text("mine\n")
-    (tmp_path / "x.caption").symlink_to(tmp_path / "x.txt")
-    record = {"image": image, "caption": "a dog"}
-    for kind in ("txt", "caption"):
-        sidecars = Sidecars(kind, False)
-        assert sidecars.write(record) == record
-        assert sidecars.left_alone == 1
-        assert (tmp_path / "x.txt").read_text() == "mine\n"
-    Sidecars("txt", True).write(record)
-    assert (tmp_path / "x.txt").read_text() == "a dog\n"
-    sidecars = Sidecars("txt", False)
-    sidecars.write(record)
-    assert sidecars.left_alone == 0
-    assert sorted(os.listdir(tmp_path)) == ["x.caption", "x.txt"]
-
-
-def test_sidecars_alone_are_what_is_done(
-    model: list[str], tmp_path: Path, capsysbinary: Capture
-) -> None:
-    folder = tmp_path / "p"
-    folder.mkdir()
-    for name in "abc":
-        draw_picture(folder / f"{name}.png", "red")
-    (folder / "d.png").write_bytes(b"")
-    (folder / "b.txt").write_text("mine\n")
-    (folder / "c.txt").write_bytes(b"")  # what a power failure may leave
-    arguments = ["caption", str(folder), "--sidecar", "txt", *model]
-    assert main(arguments) == 1
-    out, err = capsysbinary.readouterr()
-    assert out == b""
-    assert err.decode() == (
-        f"{folder}/d.png  error: an empty file (0 bytes)\n"
-        "captioner: 1 of 4 could not be read\n"
-    )  # fmt: skip
-    assert (folder / "b.txt").read_text() == "mine\n"
-    assert (folder / "c.txt").read_text() == (folder / "a.txt").read_text() != ""
-    times = {path: path.stat().st_mtime_ns for path in folder.glob("*.txt")}
-    (folder / "d.png").unlink()
-    assert main(arguments) == 0
-    assert {path: path.stat().st_mtime_ns for path in folder.glob("*.txt")} == times
-    assert main([*arguments, "--overwrite"]) == 0
-    assert (folder / "b.txt").read_text() == (folder / "a.txt").read_text()
-    draw_picture(folder / "a.jpg", "red")
-    assert main(arguments) == 2
-    assert "have the same sidecar" in capsysbinary.readouterr().err.decode()
-
-
-def test_sidecars_of_a_run_that_is_done(
-    model: list[str], photographs: Path, tmp_path: Path, capsysbinary: Capture
-) -> None:
-    output = tmp_path / "out.jsonl"
-    arguments = ["caption", str(photographs), "--output", str(output), *model]
-    assert main(arguments) == 1
-    before = output.read_bytes()
-    assert main([*arguments, "--sidecar", "xmp"]) == 1
-    assert sorted(path.name for path in photographs.rglob("*.xmp")) == [
-        "a.PNG.xmp", "b.jpg.xmp", "c.webp.xmp", "one.png.xmp",
-    ]  # fmt: skip
-    assert output.read_bytes() == before
-    (photographs / "b.jpg.xmp").write_text("mine")
-    capsysbinary.readouterr()
-    assert main([*arguments, "--sidecar", "xmp"]) == 1
-    assert b"1 sidecars hold something else and were left alone" in capsysbinary.readouterr().err
-
-
-def test_sidecar_places() -> None:
-    assert sidecar_path("a.b/dog.jpg", "txt") == "a.b/dog.txt"
-    assert sidecar_path("a.b/dog", "caption") == "a.b/dog.caption"
-    assert sidecar_path("a.b/dog.jpg", "xmp") == "a.b/dog.jpg.xmp"
-
-
 def without_power(command: list[str]) -> subprocess.CompletedProcess[bytes]:
     """Run a command as one who may not read or write everything."""
     if os.geteuid() == 0:
@@ -254,9 +188,21 @@ def test_permissions(model: list[str], tmp_path: Path) -> None:
             f"captioner: cannot write {folder}/out.jsonl.journal: Permission denied\n"
         )
         done = without_power([*command, "--sidecar", "txt"])
-        assert done.returncode == 1
-        assert b"a.png  error: cannot write a.txt: Permission denied\n" in done.stderr
-        assert b"Traceback" not in done.stderr
+        closed = f"--sidecar txt: no file can be made in {folder} (Permission denied)"
+        assert (done.returncode, done.stderr.decode()) == (
+            2, f"captioner: {closed}; --output FILE keeps records elsewhere\n"
+        )  # fmt: skip
+        output = tmp_path / "out.jsonl"
+        done = without_power([*command, "--sidecar", "txt", "--output", str(output)])
+        first, *rest = done.stderr.decode().splitlines()
+        assert (done.returncode, first) == (1, f"captioner: {closed}")
+        assert rest[-2:] == [
+            "captioner: 1 sidecars could not be written",
+            "captioner: 2 of 3 could not be read",
+        ]
+        record = json.loads(output.read_text().splitlines()[0])
+        assert record["sidecar_error"] == "cannot write a.txt: Permission denied"
+        assert record["caption"]
     finally:
         for place in (folder, folder / "closed"):
             place.chmod(stat.S_IRWXU)

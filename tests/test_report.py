@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -19,8 +20,10 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
 from captioner.cli import main
+from captioner.folder import report
 from captioner.folder.report import is_report, write_report
 from captioner.model.checkpoint import Checkpoint, save_checkpoint
+from captioner.photos.workers import DecodingError
 from conftest import draw_picture
 
 Browser = webdriver.Chrome
@@ -253,8 +256,58 @@ def test_the_command_line_writes_it(
     both = ["--output", str(tmp_path / "x.jsonl"), *arguments]
     assert main(["caption", str(photographs), *both]) == 1
     assert b"attention" not in (tmp_path / "x.jsonl").read_bytes()
+    (tmp_path / "diary.html").mkdir()
+    other = ["caption", str(photographs), "--report", str(tmp_path / "diary.html"), "--overwrite"]
+    assert main(other) == 2
+    assert "diary.html is not a plain file" in capsysbinary.readouterr().err.decode()
+    (tmp_path / "diary.html").rmdir()
     (tmp_path / "diary.html").write_text("dear diary")
     other = ["caption", str(photographs), "--report", str(tmp_path / "diary.html")]
     assert main(other) == 2
     assert "is something else" in capsysbinary.readouterr().err.decode()
     assert main(["tag", str(photographs), *arguments, "--overwrite"]) == 1
+
+
+@pytest.mark.parametrize("error", [
+    OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out.html"),
+    OSError(errno.EROFS, os.strerror(errno.EROFS), "out.html"),
+    DecodingError("No space left on device"),
+])  # fmt: skip
+def test_a_report_that_cannot_be_written_costs_nothing_else(
+    small: Checkpoint, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsysbinary: pytest.CaptureFixture[bytes], error: Exception,
+) -> None:  # fmt: skip
+    save_checkpoint(small, tmp_path / "small.safetensors")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["caption", str(photographs), "--model", "small.safetensors", "--precision",
+                 "float32", "--report", "out.html", "--output", "out.jsonl"]  # fmt: skip
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(report, "write_page", refuse)
+    assert main(arguments) == 1
+    why = getattr(error, "strerror", None) or str(error)
+    assert capsysbinary.readouterr().err.decode() == (
+        f"captioner: cannot write out.html: {why}; the records are safe, and the same run writes "
+        "it again\n"
+        "captioner: 3 of 7 could not be read\n"
+    )
+    before = Path("out.jsonl").read_bytes()
+    assert len(before.splitlines()) == 7
+    assert not Path("out.html").exists()
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("captioner.inference.Captioner.encode", None)
+    assert main(arguments) == 1
+    assert Path("out.jsonl").read_bytes() == before
+    assert is_report("out.html")
+
+
+def test_a_sidecar_error_is_on_the_page(tmp_path: Path) -> None:
+    path = tmp_path / "out.html"
+    write_report(str(path), [record("x.png", sidecar_error="cannot write <x>.txt")], 1, 0)
+    text = path.read_text()
+    assert '<p class="why">cannot write &lt;x&gt;.txt</p>' in text
+    assert '<p class="caption">' in text
+    assert '<article tabindex="-1" data-place="0" class="error"' not in text

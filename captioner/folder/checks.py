@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
 from captioner.data.example import coco_image_id
 from captioner.folder.outputs import FORMS
 from captioner.folder.report import is_report
-from captioner.folder.sidecars import sidecar_path
+from captioner.folder.sidecars import closed_folders, sidecar_path
 from captioner.photos.workers import Found
 
 __all__ = [
     "RunError",
+    "check_folders",
     "check_image_ids",
     "check_not_read",
     "check_output",
@@ -42,14 +44,33 @@ def check_output(path: str, photographs: Iterable[Found], overwrite: bool) -> No
 def check_report(path: str, overwrite: bool) -> None:
     """Raise ``RunError`` where a report cannot be written, or would replace something else."""
     _check_name("--report", path, (".html", ".htm"))
+    if os.path.lexists(path) and not os.path.isfile(path):
+        raise RunError(f"--report {path} is not a plain file")
     if os.path.lexists(path) and not overwrite and not is_report(path):
         raise RunError(f"--report {path} is something else; --overwrite replaces it")
 
 
-def check_sidecars(photographs: Iterable[Found], kind: str) -> None:
+def check_sidecars(photographs: Iterable[Found], kind: str, full_names: bool = False) -> None:
     """Raise ``RunError`` where two photographs would have the same sidecar."""
-    images = (path for path, _ in photographs)
-    _check_different(images, lambda path: sidecar_path(path, kind), "sidecar")
+    advice = "; --full-names writes a.jpg.txt in place of a.txt, --exclude GLOB passes some over"
+    images = (path for path, error in photographs if error is None)
+    _check_different(images, lambda path: sidecar_path(path, kind, full_names), "sidecar", advice)
+
+
+def check_folders(photographs: Iterable[Found], kind: str, alone: bool) -> str:
+    """Return what to tell a person of folders that take no sidecars, if there are any.
+
+    Raises ``RunError`` where records go nowhere but there (``alone``), and no folder takes any.
+    """
+    images = [path for path, error in photographs if error is None]
+    closed = closed_folders(images)
+    if not closed:
+        return ""
+    folders = _first([f"{folder} ({reason})" for folder, reason in closed.items()])
+    text = f"--sidecar {kind}: no file can be made in {folders}"
+    if alone and closed.keys() >= {os.path.dirname(image) or "." for image in images}:
+        raise RunError(f"{text}; --output FILE keeps records elsewhere")
+    return text
 
 
 def _check_name(option: str, path: str, endings: Sequence[str]) -> None:
@@ -72,23 +93,31 @@ def _check_existing(output: str, journal: str) -> None:
 
 def check_image_ids(images: Iterable[str]) -> None:
     """Raise ``RunError`` where a name has no COCO image id, or two have the same."""
-
-    def image_id(path: str) -> int:
-        number = coco_image_id(path)
-        if number is None:
-            raise RunError(f"{path}: its name ends in no number to be a COCO image id")
-        return number
-
-    _check_different(images, image_id, "COCO image id")
+    images = list(images)
+    if without := [path for path in images if coco_image_id(path) is None]:
+        raise RunError(f"{_first(without)}: a name ends in no number to be a COCO image id")
+    _check_different(images, coco_image_id, "COCO image id")
 
 
-def _check_different(images: Iterable[str], of: Callable[[str], object], what: str) -> None:
-    seen: dict[object, str] = {}
+def _check_different(
+    images: Iterable[str], of: Callable[[str], object], what: str, advice: str = ""
+) -> None:
+    paths: dict[object, list[str]] = defaultdict(list)
     for path in images:
-        value = of(path)
-        if value in seen:
-            raise RunError(f"{path} and {seen[value]} have the same {what}, {value}")
-        seen[value] = path
+        paths[of(path)].append(path)
+    same = [
+        f"{' and '.join(group)} have the same {what}, {value}"
+        for value, group in paths.items()
+        if len(group) > 1
+    ]
+    if same:
+        raise RunError(_first(same) + advice)
+
+
+def _first(names: Sequence[str]) -> str:
+    """Return a list for a person: five at most, and how many more there are."""
+    more = [f"and {len(names) - _SHOWN:,} more"] if len(names) > _SHOWN else []
+    return "; ".join([*names[:_SHOWN], *more])
 
 
 def check_not_read(written: Iterable[str], photographs: set[Inode], model: set[Inode]) -> None:
@@ -106,10 +135,7 @@ def check_not_read(written: Iterable[str], photographs: set[Inode], model: set[I
             of = "a photograph to read" if inode in photographs else "a file of the model"
             clashes.append(f"{path} is {of}")
     if clashes:
-        more = f", and {len(clashes) - _SHOWN} more" if len(clashes) > _SHOWN else ""
-        raise RunError(
-            f"the run would write over what it reads: {', '.join(clashes[:_SHOWN])}{more}"
-        )
+        raise RunError(f"the run would write over what it reads: {_first(clashes)}")
 
 
 def inode_of(path: str | os.PathLike[str]) -> Inode | None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from captioner.config import Preprocessing
 from captioner.files import Record
-from captioner.folder.find import find_photographs
+from captioner.folder.find import PassedOver, find_photographs
 from captioner.photos.images import UnreadableError, read_pixels
 from captioner.photos.workers import Found, read_ahead
 
@@ -80,13 +80,21 @@ def describe_folder(
             progress(len(new))
 
 
-def found_of(paths: Iterable[str | os.PathLike[str] | Found]) -> Iterator[Found]:
-    """Yield the photographs of paths, of which some are found already."""
+def found_of(
+    paths: Iterable[str | os.PathLike[str] | Found],
+    exclude: Iterable[str] = (),
+    passed_over: PassedOver | None = None,
+) -> Iterator[Found]:
+    """Yield the photographs of paths, of which some are found already.
+
+    ``exclude`` and ``passed_over`` are as in :func:`find_photographs`.
+    """
+    exclude = list(exclude)
     for path in paths:
         if isinstance(path, Found):
             yield path
         else:
-            yield from find_photographs([os.fspath(path)])
+            yield from find_photographs([os.fspath(path)], exclude, passed_over)
 
 
 def _pending(

@@ -3,47 +3,177 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Iterable, Iterator
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from fnmatch import translate
 
+from captioner.photos.formats import HEIF_ENDINGS, HEIF_HINT, OTHER_ENDINGS
 from captioner.photos.images import image_endings
 from captioner.photos.workers import Found
 
-__all__ = ["find_photographs"]
+__all__ = ["PassedOver", "find_photographs"]
+
+# Folders that systems and programs keep for themselves: thumbnails, copies, and what was deleted.
+_SYSTEM = frozenset({
+    "@eadir", "@tmp", "#recycle", "#snapshot",  # Synology
+    "@recycle", "@recently-snapshot",  # QNAP
+    "~snapshot",  # NetApp
+    "$recycle.bin", "recycler", "system volume information",  # Windows
+    "lost+found", "network trash folder", "temporary items",  # Linux, macOS
+    "__macosx",  # zip archives made by macOS
+})  # fmt: skip
+
+# What photo programs derive from photographs, again as pictures.
+_DERIVATIVES = (".lrdata", ".lrcat-data")
+_LIBRARIES = (".photoslibrary", ".photolibrary", ".migratedphotolibrary", ".aplibrary")
+_ORIGINALS = frozenset({"originals", "masters"})
 
 
-def find_photographs(paths: Iterable[str]) -> Iterator[Found]:
+@dataclass
+class PassedOver:
+    """What a search of folders passes over, apart from names that begin with a dot.
+
+    Attributes:
+        system: the names of folders that systems and programs keep for themselves.
+        unread: the endings of photographs that no reader here opens.
+        excluded: how many files and folders the caller's globs name.
+    """
+
+    system: Counter[str] = field(default_factory=Counter)
+    unread: Counter[str] = field(default_factory=Counter)
+    excluded: int = 0
+
+    def notes(self) -> list[str]:
+        """Return what to tell a person."""
+        notes = []
+        if self.unread:
+            notes.append(f"photographs that no reader opens: {_counts(self.unread)}")
+        if self.unread.keys() & HEIF_ENDINGS:
+            notes.append(HEIF_HINT)
+        if self.system:
+            notes.append(f"folders of the system, passed over: {_counts(self.system)}")
+        if self.excluded:
+            notes.append(f"files and folders passed over by --exclude: {self.excluded}")
+        return notes
+
+
+def _counts(counts: Counter[str]) -> str:
+    return f"{counts.total()} ({', '.join(f'{n} {name}' for name, n in counts.most_common())})"
+
+
+def find_photographs(
+    paths: Iterable[str], exclude: Iterable[str] = (), passed_over: PassedOver | None = None
+) -> Iterator[Found]:
     """Yield the photographs of the paths: files as they are, folders searched recursively.
 
     Within a folder: sorted, by the endings that Pillow reads in any case, without names that
-    begin with a dot; links to folders are followed, but no folder is searched twice.
+    begin with a dot and without the folders that systems keep for themselves (``@eaDir``,
+    ``$RECYCLE.BIN``, ...). Links to folders are followed, but no folder is searched twice.
+
+    Args:
+        paths: files and folders.
+        exclude: globs of what to pass over, as the shell's but that ``*`` also takes ``/``. One
+            without ``/`` is compared with the names of files and of folders below the paths, one
+            with ``/`` with the path as it is given, and with what of it lies below the folder that
+            is searched.
+        passed_over: counts what is passed over.
     """
-    endings = image_endings()
+    search = _Search(list(exclude), PassedOver() if passed_over is None else passed_over)
     for path in paths:
         if os.path.isdir(path):
-            yield from _search_folder(path, endings, set())
+            yield from search.folder(path)
+        elif search.excludes(os.path.basename(path), path, path):
+            continue
         elif os.path.exists(path):
             yield Found(path)
         else:
             yield Found(path, "no such file or folder")
 
 
-def _search_folder(
-    folder: str, endings: Container[str], seen: set[tuple[int, int]]
-) -> Iterator[Found]:
+class _Search:
+    """What is to be found in folders, and what was passed over."""
+
+    def __init__(self, exclude: list[str], passed_over: PassedOver) -> None:
+        self._endings = image_endings()
+        self._passed_over = passed_over
+        names = [glob.rstrip("/") for glob in exclude if "/" not in glob.rstrip("/")]
+        below = [glob.rstrip("/") for glob in exclude if "/" in glob.rstrip("/")]
+        self._names, self._below = (
+            re.compile("|".join(map(translate, globs)) or r"(?!)") for globs in (names, below)
+        )
+
+    def excludes(self, name: str, below: str, path: str) -> bool:
+        """Whether a glob names a file or folder, which is counted then."""
+        # With "/" before it, "**/raw/*" also names what lies right in the folder.
+        excluded = bool(self._names.match(name)) or any(
+            map(self._below.match, (below, f"/{below}", path))
+        )
+        self._passed_over.excluded += excluded
+        return excluded
+
+    def folder(self, top: str) -> Iterator[Found]:
+        """Yield the photographs in a folder and all that are below it."""
+        seen: set[tuple[int, int]] = set()
+        # No recursion: folders may be nested deeper than Python's stack.
+        stack = [iter([(top, True)])]
+        while stack:
+            path, is_folder = next(stack[-1], ("", False))
+            if not path:
+                stack.pop()
+            elif not is_folder:
+                yield Found(path)
+            else:
+                try:
+                    stack.append(self._entries(path, len(top), seen))
+                except OSError as error:
+                    yield Found(path, f"cannot be searched: {error.strerror}")
+
+    def _entries(
+        self, folder: str, top: int, seen: set[tuple[int, int]]
+    ) -> Iterator[tuple[str, bool]]:
+        """Return the folders and photographs in a folder, sorted, and which of them are folders."""
+        found = os.stat(folder)
+        if (found.st_dev, found.st_ino) in seen:
+            return iter(())
+        seen.add((found.st_dev, found.st_ino))
+        with os.scandir(folder) as scan:
+            entries = sorted(scan, key=lambda entry: entry.name)
+        kept = ((e, _is_folder(e)) for e in entries if not e.name.startswith("."))
+        return iter([
+            (entry.path, is_folder)
+            for entry, is_folder in kept
+            if self._is_wanted(folder, entry, is_folder, top)
+        ])  # fmt: skip
+
+    def _is_wanted(self, folder: str, entry: os.DirEntry[str], is_folder: bool, top: int) -> bool:
+        if self.excludes(entry.name, entry.path[top:].lstrip("/"), entry.path):
+            return False
+        if is_folder:
+            system = _system_name(folder, entry.name)
+            self._passed_over.system.update([system] if system else [])
+            return not system
+        ending = os.path.splitext(entry.name)[1].lower()
+        unread = ending in OTHER_ENDINGS and ending not in self._endings
+        self._passed_over.unread.update([ending] if unread else [])
+        return ending in self._endings
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
-        stat = os.stat(folder)
-        if (stat.st_dev, stat.st_ino) in seen:
-            return
-        seen.add((stat.st_dev, stat.st_ino))
-        names = sorted(os.listdir(folder))
-    except OSError as error:
-        yield Found(folder, f"cannot be searched: {error.strerror}")
-        return
-    for name in names:
-        path = os.path.join(folder, name)
-        if name.startswith("."):
-            continue
-        if os.path.isdir(path):
-            yield from _search_folder(path, endings, seen)
-        elif os.path.splitext(name)[1].lower() in endings:
-            yield Found(path)
+        return entry.is_dir()
+    except OSError:  # a link to itself, for one
+        return False
+
+
+def _system_name(folder: str, name: str) -> str:
+    """Return what a folder is called among those that systems keep, or nothing for any other."""
+    small = name.casefold()
+    if small in _SYSTEM:
+        return name
+    if small.endswith(_DERIVATIVES):
+        return f"*{os.path.splitext(small)[1]}"
+    if os.path.normpath(folder).casefold().endswith(_LIBRARIES) and small not in _ORIGINALS:
+        return f"{name} of a photo library"
+    return ""

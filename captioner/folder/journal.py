@@ -131,6 +131,10 @@ class Journal:
         """The images that have a record."""
         return {image for image, entry in self._entries.items() if entry.offset is not None}
 
+    def has(self, image: str) -> bool:
+        """Return whether a photograph has a record."""
+        return image in self._entries and self._entries[image].offset is not None
+
     def stamp(self, image: str) -> Stamp | None:
         """Return what a photograph was when it was described; ``None`` if it was not there."""
         return self._entries[image].stamp

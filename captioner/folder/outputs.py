@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from io import FileIO, StringIO
 from pathlib import Path
 from typing import IO, Protocol
@@ -29,7 +30,7 @@ __all__ = [
 FORMS = (".jsonl", ".csv", ".json")
 """The endings of output files."""
 
-_CSV_HEAD = "\ufeffimage,caption,log_prob,tags,error\r\n".encode()
+_CSV_COLUMNS = ("image", "caption", "log_prob", "tags", "error")
 
 
 class Output(Protocol):
@@ -143,6 +144,8 @@ class TerminalStream:
             parts.append(printable(record["caption"]))
         if "tags" in record:
             parts.append(f"[{printable(tag_list(record))}]")
+        if "sidecar_error" in record:
+            parts.append(f"error: {printable(record['sidecar_error'])}")
         print("  ".join(parts), file=self._stream, flush=True)
 
     def finish(self, records: Iterable[Record], reordered: bool) -> None:
@@ -153,17 +156,25 @@ class ErrorStream(TerminalStream):
     """The errors alone, for a person."""
 
     def write(self, record: Record) -> None:
-        """Write one line, if it is an error."""
-        if "error" in record:
-            super().write(record)
+        """Write one line, if there is an error."""
+        errors = [record[key] for key in ("error", "sidecar_error") if key in record]
+        if errors:
+            super().write({"image": record["image"], "error": errors[0]})
 
 
-def output_file(path: str) -> Output:
-    """Return the output of a file, in the form that the name's ending (in ``FORMS``) says."""
+def output_file(path: str, sidecars: bool = False) -> Output:
+    """Return the output of a file, in the form that the name's ending (in ``FORMS``) says.
+
+    With ``sidecars`` CSV has one more column, ``sidecar_error``.
+    """
     ending = Path(path).suffix.lower()
     if ending == ".json":
         return CocoFile(path)
-    return LinesFile(path, csv_line, _CSV_HEAD) if ending == ".csv" else LinesFile(path, json_line)
+    if ending != ".csv":
+        return LinesFile(path, json_line)
+    columns = (*_CSV_COLUMNS, *(["sidecar_error"] if sidecars else []))
+    head = f"\ufeff{','.join(columns)}\r\n".encode()
+    return LinesFile(path, partial(csv_line, columns=columns), head)
 
 
 def json_line(record: Record) -> bytes:
@@ -171,15 +182,18 @@ def json_line(record: Record) -> bytes:
     return as_json({key: value for key, value in record.items() if key != "attention"}) + b"\n"
 
 
-def csv_line(record: Record) -> bytes:
+def csv_line(record: Record, columns: Sequence[str] = _CSV_COLUMNS) -> bytes:
     """Return a record as a line of CSV: image, caption, log_prob, tags, error.
 
-    A text that a spreadsheet would take for a formula has an apostrophe before it.
+    Every text is quoted, and an apostrophe stands before whatever a spreadsheet could take for a
+    formula.
     """
-    texts = [record["image"], record.get("caption", ""), tag_list(record), record.get("error", "")]
-    image, caption, tags, error = map(csv_cell, texts)
+    cells = {**record, "tags": tag_list(record)}
     row = StringIO()
-    csv.writer(row).writerow([image, caption, record.get("log_prob", ""), tags, error])
+    csv.writer(row, quoting=csv.QUOTE_NONNUMERIC).writerow(
+        value if isinstance(value := cells.get(name, ""), float) else csv_cell(value)
+        for name in columns
+    )
     return row.getvalue().encode("utf-8", "backslashreplace")
 
 

@@ -54,7 +54,9 @@ def write_report(
 
 
 def is_report(path: str) -> bool:
-    """Whether a file is such a page."""
+    """Return whether a file is such a page."""
+    if not os.path.isfile(path):
+        return False
     with open(path, "rb") as file:
         return f'name="generator" content="{_GENERATOR}"'.encode() in file.read(300)
 
@@ -87,6 +89,7 @@ def _card(record: Record, folder: str) -> dict[str, Any]:
         # The dot keeps a name with a colon from being taken for a scheme.
         "href": f"./{quote(os.fsencode(relative))}",
         "error": None if "error" not in record else printable(record["error"]),
+        "sidecar_error": printable(record.get("sidecar_error", "")),
         "confidence": f"{confidence:.4f}",
         "log_prob": log_prob,
         "words": _words(caption, record.get("attention")),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from captioner.files import Record, as_json, check_replaceable, remove_leftovers
 from captioner.folder.checks import (
     RunError,
+    check_folders,
     check_image_ids,
     check_not_read,
     check_output,
@@ -20,13 +21,14 @@ from captioner.folder.checks import (
     inode_of,
 )
 from captioner.folder.describe import describe_folder, found_of
+from captioner.folder.find import PassedOver
 from captioner.folder.identity import Photograph, changed, distinct, gone, named, stamp_of
 from captioner.folder.journal import Journal, JournalError, Stamp, lock_path
 from captioner.folder.outputs import CocoFile, ErrorStream, Output, output_file
 from captioner.folder.report import write_report
 from captioner.folder.sidecars import Sidecars, sidecar_path
 from captioner.generation.options import SearchOptions
-from captioner.photos.workers import Found
+from captioner.photos.workers import DecodingError, Found
 
 if TYPE_CHECKING:
     from captioner.inference import Captioner
@@ -49,7 +51,12 @@ class RunResult:
         described: those that this run described.
         errors: those that have an error record, of this run or of an earlier one.
         left_alone: the sidecars that held something else and were not written.
-
+        sidecar_errors: those that could not be written; their records have ``sidecar_error``.
+        report_error: why the report could not be written, if that is so.
+        changed: the photographs that are others than when they were described.
+        gone: the records of photographs that are gone.
+        pruned: the records that were dropped as their photographs are gone.
+        torn: whether the last line of the journal was cut off, and done again.
     """
 
     total: int
@@ -58,6 +65,8 @@ class RunResult:
     described: int = 0
     errors: int = 0
     left_alone: int = 0
+    sidecar_errors: int = 0
+    report_error: str | None = None
     changed: int = 0
     gone: int = 0
     pruned: int = 0
@@ -72,7 +81,7 @@ class FolderRun:
     >>> from captioner.folder import FolderRun
     >>> run = FolderRun(output="captions.jsonl", sidecar="xmp", report="captions.html")
     >>> run.run(Captioner.load(), ["photos"])  # doctest: +SKIP
-    RunResult(total=1204, done=1204, skipped=0, described=1201, errors=3, left_alone=0)
+    RunResult(total=1204, done=1204, skipped=0, described=1201, errors=3, ...)
 
     The same run does only what is left: new photographs come at the end of the output, and what
     is there already stays as it is. ``FILE.journal`` beside the output (or the report) holds
@@ -85,7 +94,9 @@ class FolderRun:
             kept.
         sidecar: a kind in ``SIDECARS``: a file of it is written beside each photograph.
         report: an HTML file, a page to look through the results.
-        overwrite: begin anew, and replace files that exist.
+        full_names: name sidecars ``dog.jpg.txt``, not ``dog.txt``; XMP is always named so.
+        exclude: globs of files and folders to pass over, as in :func:`find_photographs`.
+        overwrite: begin anew, and replace files that exist; of sidecars, those of earlier runs.
         retry_errors: try again what could not be read before.
         retry_changed: describe again what has another size or time than when it was described.
         prune: drop the records of photographs that are no longer there. A folder in which no
@@ -97,12 +108,14 @@ class FolderRun:
         workers: how many processes read photographs.
         decode_timeout: the longest time to read one photograph, in seconds.
         progress: told the counts so far, at the beginning and after each batch.
-
+        note: told what a person should know: what was passed over, and what could not be written.
     """
 
     output: str | os.PathLike[str] | Output | None = None
     sidecar: str | None = None
     report: str | os.PathLike[str] | None = None
+    full_names: bool = False
+    exclude: Sequence[str] = ()
     overwrite: bool = False
     retry_errors: bool = False
     retry_changed: bool = False
@@ -114,6 +127,7 @@ class FolderRun:
     workers: int = 2
     decode_timeout: float = 30.0
     progress: Callable[[RunResult], object] = lambda result: None
+    note: Callable[[str], object] = lambda text: None
 
     def run(
         self,
@@ -137,7 +151,10 @@ class FolderRun:
 
         """
         asked = list(paths)
-        photographs, inodes = distinct(found_of(asked))
+        passed_over = PassedOver()
+        photographs, inodes = distinct(found_of(asked, self.exclude, passed_over))
+        for text in passed_over.notes():
+            self.note(text)
         self._check([photograph.found for photograph in photographs], inodes)
         if not photographs:
             return RunResult(0)
@@ -150,6 +167,7 @@ class FolderRun:
             work.describe()
             if self.report is not None and journal is not None:
                 work.write_report(", ".join(_spelled(path) for path in asked))
+            work.tell()
             return work.result
 
     @property
@@ -169,9 +187,18 @@ class FolderRun:
         if self.report is not None:
             check_report(os.fspath(self.report), self.overwrite)
         if self.sidecar is not None:
-            check_sidecars(found, self.sidecar)
+            check_sidecars(found, self.sidecar, self.full_names)
         model = {inode for path in self.protect if (inode := inode_of(path)) is not None}
         check_not_read(self._written(found), inodes, model)
+        closed = self.sidecar and check_folders(found, self.sidecar, self.sidecars_alone)
+        if closed:
+            self.note(closed)
+
+    @property
+    def sidecars_alone(self) -> bool:
+        """Whether records go nowhere but into sidecars."""
+        elsewhere = self.output is not None and not isinstance(self.output, ErrorStream)
+        return self.sidecar is not None and self.report is None and not elsewhere
 
     def _written(self, found: Iterable[Found]) -> Iterator[str]:
         """Yield what the run writes to, apart from new files beside these."""
@@ -181,7 +208,7 @@ class FolderRun:
         if self.journal_path is not None:
             yield from (self.journal_path, lock_path(self.journal_path))
         if self.sidecar is not None:
-            yield from (sidecar_path(path, self.sidecar) for path, _ in found)
+            yield from (sidecar_path(path, self.sidecar, self.full_names) for path, _ in found)
 
     @contextmanager
     def _journal(
@@ -227,8 +254,8 @@ class _Work:
             self._photographs = named(photographs, journal)
         self._images = {p.found.path: image for image, p in self._photographs.items()}
         self._stamps: dict[str, Stamp | None] = {}
-        self._sidecars = Sidecars(run.sidecar, run.overwrite) if run.sidecar else None
-        self._output = _output(run.output)
+        self._sidecars = _sidecars(run)
+        self._output = _output(run)
         self._failed: set[str] = set()
         self.result = RunResult(len(photographs))
         self._begin()
@@ -268,12 +295,12 @@ class _Work:
             self._finish()
 
     def write_report(self, title: str) -> None:
-        """Write the page of all records in the journal."""
+        """Write the page of all records in the journal; that failing costs nothing else."""
         run, journal = self._run, self._journal
         assert run.report is not None
         assert journal is not None
         paths = journal.photographs
-        with _writing():
+        try:
             write_report(
                 os.fspath(run.report),
                 ({**record, "path": paths[record["image"]]} for record in journal.records()),
@@ -283,6 +310,18 @@ class _Work:
                 fit=self._captioner.checkpoint.config.preprocessing.fit,
                 workers=run.workers,
                 decode_timeout=run.decode_timeout,
+            )
+        except (OSError, DecodingError) as error:
+            self.result.report_error = getattr(error, "strerror", None) or str(error)
+
+    def tell(self) -> None:
+        """Tell what could not be written."""
+        for text in self._sidecars.notes() if self._sidecars else ():
+            self._run.note(text)
+        if why := self.result.report_error:
+            self._run.note(
+                f"cannot write {self._run.report}: {why}; the records are safe, and the same run "
+                "writes it again"
             )
 
     def _records(self) -> Iterator[Record]:
@@ -328,14 +367,13 @@ class _Work:
 
     def _with_sidecars(self) -> set[str]:
         """Return the photographs that are done where sidecars are the only output."""
-        run, sidecars = self._run, self._sidecars
-        elsewhere = run.output is not None and not isinstance(run.output, ErrorStream)
-        if sidecars is None or run.overwrite or elsewhere:
+        sidecars = self._sidecars
+        if sidecars is None or not self._run.sidecars_alone:
             return set()
-        return {path for path in self._photographs if sidecars.exists(path)}
+        return {path for path in self._photographs if sidecars.has(path)}
 
     def _catch_up(self, journal: Journal) -> None:
-        """Write the sidecars of what was done before there were to be any."""
+        """Write the sidecars of what was done before there were to be any, or could be any."""
         for record in journal.records() if self._sidecars is not None else ():
             photograph = self._photographs.get(record["image"])
             if photograph is not None:
@@ -343,12 +381,12 @@ class _Work:
                 if written is not record:
                     journal.write(written, journal.stamp(record["image"]))
 
-    def _with_sidecar(self, record: Record, path: str) -> Record:
+    def _with_sidecar(self, record: Record, path: str, again: bool = False) -> Record:
         """Write the sidecar of a photograph at a path; return the record, or what became of it."""
         if self._sidecars is None:
             return record
         ours = {**record, "image": path}
-        written = self._sidecars.write(ours)
+        written = self._sidecars.write(ours, again)
         return record if written is ours else {**written, "image": record["image"]}
 
     def _described(self, part: _Part) -> Iterator[Record]:
@@ -377,7 +415,9 @@ class _Work:
     def _keep(self, record: Record) -> None:
         """Write a record wherever it goes, and count it."""
         path = record["image"]
-        record = self._with_sidecar({**record, "image": self._images[path]}, path)
+        image = self._images[path]
+        again = self._journal is not None and self._journal.has(image)
+        record = self._with_sidecar({**record, "image": image}, path, again)
         if self._journal is not None:
             self._journal.write(record, self._stamps.pop(path))
         self._output.write(record)
@@ -392,6 +432,7 @@ class _Work:
     def _finish(self) -> None:
         if self._sidecars is not None:
             self.result.left_alone = self._sidecars.left_alone
+            self.result.sidecar_errors = len(self._sidecars.failed)
         reordered = self._journal is not None and self._journal.reordered
         with _writing():
             self._output.finish(self._records(), reordered)
@@ -417,10 +458,18 @@ class _Nowhere:
         pass
 
 
-def _output(output: str | os.PathLike[str] | Output | None) -> Output:
-    if output is None:
+def _output(run: FolderRun) -> Output:
+    if run.output is None:
         return _Nowhere()
-    return output_file(os.fspath(output)) if isinstance(output, str | os.PathLike) else output
+    if not isinstance(run.output, str | os.PathLike):
+        return run.output
+    return output_file(os.fspath(run.output), sidecars=run.sidecar is not None)
+
+
+def _sidecars(run: FolderRun) -> Sidecars | None:
+    if run.sidecar is None:
+        return None
+    return Sidecars(run.sidecar, run.overwrite, full_names=run.full_names, alone=run.sidecars_alone)
 
 
 def _spelled(path: str | os.PathLike[str] | Found) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
 
 from captioner.config import Preprocessing
+from captioner.photos.formats import HEIF_ENDINGS, HEIF_HINT, is_heif
 
 __all__ = [
     "MAX_PIXELS",
@@ -56,7 +57,7 @@ class ImageError(ValueError):
 def image_endings() -> frozenset[str]:
     """Return the endings, in lower case with their dot, of the files that Pillow reads."""
     _load_plugins()
-    readable = Image.OPEN.keys() - _NO_PHOTOGRAPHS
+    readable = Image.OPEN.keys() - _NO_PHOTOGRAPHS | {"MPO"}  # which the reader of JPEG opens
     return frozenset(ending for ending, name in Image.EXTENSION.items() if name in readable)
 
 
@@ -118,8 +119,11 @@ def _check_size(image: Image.Image) -> None:
 
 
 def _why_unidentified(path: FilePath) -> str:
-    empty = os.stat(path).st_size == 0
-    return "an empty file (0 bytes)" if empty else "not a picture that Pillow can read"
+    with open(path, "rb") as file:
+        head = file.read(12)
+    if is_heif(head) and not HEIF_ENDINGS & image_endings():
+        return f"not a picture that Pillow can read; {HEIF_HINT}"
+    return "not a picture that Pillow can read" if head else "an empty file (0 bytes)"
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
