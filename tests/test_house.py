@@ -25,14 +25,14 @@ ORDER = (
     ("pages",),
     ("metrics", "photos"),
     ("config", "console"),
-    ("files", "memory", "settings", "version"),
+    ("files", "held", "memory", "settings", "version"),
 )
 LINE = {name: line for line, names in enumerate(ORDER) for name in names}
 
 # `captioner --help` imports these: nothing that takes long may come along.
 QUICK = ("captioner", "captioner.cli", "captioner.generation.options", "captioner.config")
 # Processes that read photographs start with these, and so does a run before its first tensor.
-WITHOUT_TORCH = ("photos", "metrics", "folder", "pages", "files", "memory", "data",
+WITHOUT_TORCH = ("photos", "metrics", "folder", "pages", "files", "held", "memory", "data",
                  "training.digests", "training.stopper")  # fmt: skip
 WITH_TORCH = ("captioner.data.dataset",)
 

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from captioner.config import Preprocessing
-from captioner.photos.images import UnreadableError, augment, open_rgb, prepare, read_pixels
+from captioner.photos.augmentation import augment
+from captioner.photos.images import UnreadableError, open_rgb, prepare, read_pixels
 
 
 def save(path: Path, image: Image.Image, **options: object) -> Path:

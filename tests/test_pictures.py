@@ -206,7 +206,7 @@ def test_endings_say_little(tmp_path: Path) -> None:
 
 def test_heic_where_the_plugin_is(tmp_path: Path) -> None:
     pytest.importorskip("pillow_heif", reason="the extra 'heif' is not installed")
-    open_rgb.__globals__["_load_plugins"]()
+    image_endings()  # registers the plugin
     Image.new("RGB", (64, 64), "red").save(tmp_path / "x.heic")
     assert np.asarray(open_rgb(tmp_path / "x.heic"))[9, 9, 0] > 200
 

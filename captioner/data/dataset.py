@@ -20,7 +20,9 @@ from captioner.data.sources import Subset
 from captioner.data.tags import TagSet
 from captioner.data.tokenizer import tokenize
 from captioner.data.vocabulary import BOS, PAD, Vocabulary
-from captioner.photos.images import UnreadableError, augment, open_rgb, prepare, read_pixels
+from captioner.photos.augmentation import augment
+from captioner.photos.colour import to_srgb
+from captioner.photos.images import UnreadableError, open_photograph, prepare, read_pixels
 
 __all__ = ["Batch", "CaptionDataset", "Features", "PixelBatch", "batches", "pixel_batches"]
 
@@ -156,12 +158,12 @@ class CaptionDataset(Dataset["_Item | tuple[str, str]"]):
                 return self.paths[index], self.features.unreadable[index]
             return _Item(index, self.features.rows[index], captions, tags)
         try:
-            image = open_rgb(self.paths[index], self._preprocessing.size)
+            image = open_photograph(self.paths[index], self._preprocessing.size).image
         except UnreadableError as error:
             return self.paths[index], str(error)
         if self.augmentation is not None:
             # Seeded by the item, so that neither workers nor a resumed run change the view.
-            image, mirrored = augment(image, random.Random(f"{self.augmentation}/{item}"))
+            image, mirrored = augment(to_srgb(image), random.Random(f"{self.augmentation}/{item}"))
             captions = self._mirrored[index] if mirrored else captions
         return _Item(index, prepare(image, self._preprocessing), captions, tags)
 

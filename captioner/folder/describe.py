@@ -15,7 +15,7 @@ import numpy as np
 from captioner.config import Preprocessing
 from captioner.files import Record
 from captioner.folder.find import PassedOver, find_photographs
-from captioner.photos.images import UnreadableError, read_pixels
+from captioner.photos.images import UnreadableError, open_photograph, prepare
 from captioner.photos.workers import Found, read_ahead
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from captioner.inference import Captioner
 
 __all__ = ["describe_folder", "found_of", "read_photograph"]
+
+_WHOLE, _TRUNCATED = b"\0", b"\1"
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -48,7 +50,8 @@ def describe_folder(
     read photographs while the model works, each at most ``decode_timeout`` seconds; never more
     than four batches are held. Those in ``done`` are passed over, but batches are cut as if they
     were not, so that a run that is continued computes the same numbers as one that was not cut
-    off. With ``attention`` a record also says where the model looked for each word of its caption.
+    off. The record of a JPEG whose file breaks off in the last rows says ``"truncated": True``.
+    With ``attention`` a record also says where the model looked for each word of its caption.
     ``progress`` is told after each batch how many records it gave.
     """
     preprocessing = captioner.checkpoint.config.preprocessing
@@ -65,7 +68,7 @@ def describe_folder(
         while batch := list(islice(read, batch_size)):
             shape = (3, preprocessing.size, preprocessing.size)
             pixels = [
-                np.frombuffer(image, np.uint8).reshape(shape)
+                np.frombuffer(image, np.uint8, offset=len(_WHOLE)).reshape(shape)
                 for _, image in batch
                 if not isinstance(image, UnreadableError)
             ]
@@ -73,6 +76,7 @@ def describe_folder(
             records = [
                 {"image": path}
                 | ({"error": str(image)} if isinstance(image, UnreadableError) else next(described))
+                | _truncated(image)
                 for path, image in batch
             ]
             new = [record for record in records if record["image"] not in done]
@@ -107,11 +111,18 @@ def _pending(
 
 
 def read_photograph(preprocessing: Preprocessing, path: str) -> bytes:
-    """Return the pixels of a photograph as bytes: what a process that reads does.
+    """Return a byte that says whether a photograph is whole, and its pixels.
 
-    Raises ``UnreadableError``.
+    It is what a process that reads does. Raises ``UnreadableError``.
     """
-    return read_pixels(path, preprocessing).tobytes()
+    photograph = open_photograph(path, preprocessing.size)
+    whole = _TRUNCATED if photograph.truncated else _WHOLE
+    return whole + prepare(photograph.image, preprocessing).tobytes()
+
+
+def _truncated(image: bytes | UnreadableError) -> Record:
+    is_truncated = isinstance(image, bytes) and image.startswith(_TRUNCATED)
+    return {"truncated": True} if is_truncated else {}
 
 
 def _describe(

@@ -1,26 +1,34 @@
-"""Photographs to plain RGB pixels of the size the encoder takes. No torch here."""
+"""Photographs as plain RGB pixels of the size that the encoder takes. No torch here."""
 
 from __future__ import annotations
 
-import io
 import os
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
-from random import Random
+from io import BytesIO
+from pathlib import Path
+from typing import IO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from captioner.config import Preprocessing
+from captioner.held import Held
+from captioner.photos import jpeg, png
+from captioner.photos.colour import to_srgb
+from captioner.photos.flatten import flatten
 from captioner.photos.formats import HEIF_ENDINGS, HEIF_HINT, is_heif
 
 __all__ = [
     "MAX_PIXELS",
     "ImageError",
+    "Photograph",
     "UnreadableError",
-    "augment",
+    "check_format",
     "image_endings",
+    "open_photograph",
     "open_rgb",
     "prepare",
     "read_pixels",
@@ -31,14 +39,28 @@ MAX_PIXELS = 250_000_000
 """A picture with more pixels is refused: opening it could use up the memory."""
 
 
-# What Pillow opens but cannot decode, at least not without another program.
-_NO_PHOTOGRAPHS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
+# What Pillow opens but cannot decode, at least not without another program; EPS starts Ghostscript.
+# IPTC holds a picture of any format, which Pillow would open as any.
+_NO_PHOTOGRAPHS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
 
 # How many times as large as needed a JPEG must at least stay when its decoder scales it: with
 # less, the sharpest photographs come out more than 0.3 of 255 different in the mean.
 _GAP = 6
 
+# A JPEG that breaks off is a photograph if at least this share of its rows is there.
+_NEARLY_ALL = 0.9
+
 FilePath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
+
+class Photograph(NamedTuple):
+    """Upright pixels of mode L, RGB or, with a profile, CMYK; ``to_srgb`` makes RGB of them.
+
+    ``truncated`` says that the file breaks off, so that up to a tenth of the rows are made up.
+    """
+
+    image: Image.Image
+    truncated: bool = False
 
 
 class UnreadableError(ValueError):
@@ -56,38 +78,49 @@ class ImageError(ValueError):
 
 def image_endings() -> frozenset[str]:
     """Return the endings, in lower case with their dot, of the files that Pillow reads."""
-    _load_plugins()
-    readable = Image.OPEN.keys() - _NO_PHOTOGRAPHS | {"MPO"}  # which the reader of JPEG opens
+    readable = {*_formats(), "MPO"}  # which the reader of JPEG opens
     return frozenset(ending for ending, name in Image.EXTENSION.items() if name in readable)
 
 
+def check_format(image: Image.Image) -> None:
+    """Raise ``UnreadableError`` for a file that Pillow opened as something else than a photograph.
+
+    To load such an image may start another program.
+    """
+    if image.format in _NO_PHOTOGRAPHS:
+        raise UnreadableError(f"not a photograph, but {image.format}")
+
+
 @cache
-def _load_plugins() -> None:
+def _formats() -> tuple[str, ...]:
+    """Return the names of the formats that Pillow is allowed to open."""
     Image.init()
     with suppress(ImportError):
         from pillow_heif import register_heif_opener
 
         register_heif_opener()
+    return tuple(sorted(Image.OPEN.keys() - _NO_PHOTOGRAPHS))
 
 
 def open_rgb(path: FilePath, size: int | None = None) -> Image.Image:
-    """Open a photograph as RGB: upright by its EXIF orientation, transparency on white.
+    """Open a photograph as RGB; size and errors as in :func:`open_photograph`."""
+    return to_srgb(open_photograph(path, size).image)
+
+
+def open_photograph(path: FilePath, size: int | None = None) -> Photograph:
+    """Open a photograph: upright by its EXIF orientation, transparency on white.
 
     An animation gives its first frame. Where ``size`` is given, a large JPEG may come smaller,
     but at least six times as high and wide as that: its decoder itself scales by 1/2, 1/4 or 1/8.
-    Raises ``UnreadableError`` for anything that cannot be read to its end as a picture.
+    More than 40 megapixels always come smaller. A JPEG that breaks off is read if at least nine
+    tenths of its rows can be decoded, whatever Pillow's ``LOAD_TRUNCATED_IMAGES`` is. Raises
+    ``UnreadableError`` for anything else that cannot be read to its end as a picture.
     """
-    _load_plugins()
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             # Reading from a pipe or a device might never end.
             raise UnreadableError("a folder or a device, not a photograph")
-        with Image.open(os.fsdecode(path)) as image:
-            _check_size(image)
-            if size is not None:
-                _shrink(image, size)
-            image.load()
-            return to_rgb(image)
+        return _read(os.fsdecode(path), size)
     except UnreadableError:
         raise
     except FileNotFoundError:
@@ -96,10 +129,82 @@ def open_rgb(path: FilePath, size: int | None = None) -> Image.Image:
         raise UnreadableError(_why_unidentified(path)) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadableError(f"too large to open safely: {error}") from None
+    except MemoryError:
+        raise UnreadableError("decoding it takes more memory than there is for it") from None
     except OSError as error:
         raise UnreadableError(error.strerror or str(error)) from None
     except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
         raise UnreadableError(f"damaged: {type(error).__name__}: {error}") from None
+
+
+def _read(path: str, size: int | None) -> Photograph:
+    try:
+        with _loaded(path, size) as image:
+            return Photograph(flatten(image))
+    except OSError:
+        photograph = _read_truncated_jpeg(path, size)
+        if photograph is None:
+            raise
+    except UnreadableError:
+        raise
+    except ValueError:
+        photograph = _read_without_notes(path, size)
+        if photograph is None:
+            raise
+    return photograph
+
+
+_STRICT = Held(
+    lambda: ImageFile.LOAD_TRUNCATED_IMAGES,
+    lambda value: setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", value),
+    False,
+)
+
+
+@contextmanager
+def _loaded(source: str | IO[bytes], size: int | None) -> Iterator[Image.Image]:
+    """Give a file's decoded pixels, as they are stored; what is missing is an error."""
+    with _STRICT, Image.open(source, formats=_formats()) as image:
+        _check_size(image)
+        if size is not None:
+            _shrink(image, size)
+        image.load()
+        yield image
+
+
+def _read_truncated_jpeg(path: str, size: int | None) -> Photograph | None:
+    """Return what nearly all rows of are there; ``None`` if another JPEG decoder's error is it."""
+    if _beginning(path, 3) != b"\xff\xd8\xff":
+        return None
+    content = Path(path).read_bytes()
+    if not jpeg.has_every_scan(content):
+        return None
+    with suppress(OSError):
+        first, second = (BytesIO(ended) for ended in jpeg.ends(content))
+        with _loaded(first, size) as image, _loaded(second, size) as other:
+            rows = jpeg.intact_rows(image, other)
+            if rows >= _NEARLY_ALL * image.height:
+                return Photograph(flatten(image), truncated=True)
+            missing = f"{1 - rows / image.height:.0%} of the photograph is missing"
+            raise UnreadableError(f"the file breaks off, and {missing}")
+    return None
+
+
+def _read_without_notes(path: str, size: int | None) -> Photograph | None:
+    """Return a PNG by its pixels and profile alone; ``None`` if the file is none."""
+    if _beginning(path, len(png.SIGNATURE)) != png.SIGNATURE:
+        return None
+    with open(path, "rb") as file, png.hide_notes(file) as content:
+        profile = png.profile_of(file)
+        with _loaded(content, size) as image:
+            if profile is not None:
+                image.info["icc_profile"] = profile
+            return Photograph(flatten(image))
+
+
+def _beginning(path: str, length: int) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(length)
 
 
 def _shrink(image: Image.Image, size: int) -> None:
@@ -127,78 +232,23 @@ def _why_unidentified(path: FilePath) -> str:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return any Pillow image as upright RGB, transparency composited on white."""
-    image = _upright(image)
-    if image.mode.startswith("I") or image.mode == "F":
-        image = _to_eight_bits(image)
-    if image.mode == "La":
-        image = image.convert("LA")
-    if image.mode in {"LA", "RGBa", "PA"} or "transparency" in image.info:
-        image = image.convert("RGBA")
-    if image.mode == "RGBA":
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # damaged notes about a picture do not make it a damaged picture
-        return image
-
-
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Scale grey of more than 8 bits; Pillow's own conversion would clip it."""
-    grey = np.nan_to_num(np.asarray(image).astype(np.float64)).clip(0.0)
-    peak = grey.max(initial=0.0)
-    whites = [65535.0] if image.mode.startswith("I;16") else [1.0, 255.0, 65535.0]
-    white = next((white for white in whites if peak <= white), peak)
-    return Image.fromarray((grey * (255.0 / white)).astype(np.uint8))
+    """Return any Pillow image as upright RGB in the colours of sRGB, transparency on white."""
+    return to_srgb(flatten(image))
 
 
 def prepare(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
-    """Scale an RGB image to pixels ``(3, h, w)``, uint8, with h = w = ``preprocessing.size``."""
+    """Scale upright pixels to ``(3, h, w)``, uint8, with h = w = ``preprocessing.size``.
+
+    A profile of the image is applied last, when there are few pixels left.
+    """
     size = preprocessing.size
     if preprocessing.fit == "crop":
         fitted = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     else:
         fitted = image.resize((size, size), Image.Resampling.BICUBIC)
-    return np.ascontiguousarray(np.asarray(fitted).transpose(2, 0, 1))
+    return np.ascontiguousarray(np.asarray(to_srgb(fitted)).transpose(2, 0, 1))
 
 
 def read_pixels(path: FilePath, preprocessing: Preprocessing) -> np.ndarray:
     """Open and scale a photograph: pixels ``(3, h, w)``, uint8; raises ``UnreadableError``."""
-    return prepare(open_rgb(path, preprocessing.size), preprocessing)
-
-
-def augment(image: Image.Image, random: Random) -> tuple[Image.Image, bool]:
-    """Return a random view of an RGB image, and whether it is mirrored.
-
-    The view is a box of 80 to 100 % of each side; half of them are mirrored. Brightness, contrast
-    and saturation change by 20 % at most, the hue does not: captions name colours. A quarter has
-    been through a JPEG of quality 30 to 90.
-    """
-    width, height = (random.uniform(0.8, 1.0) * side for side in image.size)
-    left = random.uniform(0.0, image.width - width)
-    top = random.uniform(0.0, image.height - height)
-    view = image.transform(
-        (max(round(width), 1), max(round(height), 1)),
-        Image.Transform.EXTENT,
-        (left, top, left + width, top + height),
-        Image.Resampling.BILINEAR,
-    )
-    mirrored = random.random() < 0.5
-    if mirrored:
-        view = ImageOps.mirror(view)
-    for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-        view = enhance(view).enhance(random.uniform(0.8, 1.2))
-    if random.random() < 0.25:
-        view = _through_jpeg(view, random.randint(30, 90))
-    return view, mirrored
-
-
-def _through_jpeg(image: Image.Image, quality: int) -> Image.Image:
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=quality)
-    return Image.open(file).convert("RGB")
+    return prepare(open_photograph(path, preprocessing.size).image, preprocessing)

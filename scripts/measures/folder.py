@@ -29,6 +29,7 @@ from captioner.folder import FolderRun
 from captioner.folder.describe import read_photograph
 from captioner.inference import Captioner
 from captioner.model.checkpoint import Checkpoint, build_model, save_checkpoint
+from captioner.photos.images import open_rgb
 from captioner.photos.workers import Found, read_ahead
 from measures.timing import Figures, Named, ratio, spread, timed
 
@@ -63,7 +64,8 @@ class Parts:
         self.preprocessing = self.captioner.checkpoint.config.preprocessing
         size = self.preprocessing.size
         pixels = [
-            np.frombuffer(read, np.uint8).reshape(3, size, size) for read in self._read(self.found)
+            np.frombuffer(read, np.uint8, offset=1).reshape(3, size, size)
+            for read in self._read(self.found)
         ]
         self.pixels = [pixels[i : i + batch] for i in range(0, len(pixels), batch)]
         self.grids = [self.captioner.encode(some) for some in self.pixels]
@@ -122,8 +124,7 @@ def enlarged(paths: Sequence[Path], megapixels: float, count: int, folder: Path)
     height = round((megapixels * 1e6 * 0.75) ** 0.5 / 8) * 8
     size = (height * 4 // 3, height)
     for index, path in enumerate(paths[:20]):
-        with Image.open(path) as image:
-            large = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+        large = open_rgb(path).resize(size, Image.Resampling.LANCZOS)
         grain = np.random.default_rng(index).normal(0, 5, size=(*size[::-1], 1))
         pixels = (np.asarray(large) + grain).clip(0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(folder / f"{index}.jpg", quality=90)
@@ -173,7 +174,7 @@ def write_tiny(path: Path) -> Path:
 
 def counted(model: Path, photographs: Path, output: Path) -> Figures:
     arguments = ["caption", str(photographs), "--output", str(output), "--model", str(model)]
-    command = [sys.executable, "-c", _COUNTED, *arguments, "--max-words", "5", "--quiet"]
+    command = [sys.executable, "-P", "-c", _COUNTED, *arguments, "--max-words", "5", "--quiet"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment)
     found: Figures = json.loads(done.stdout)
