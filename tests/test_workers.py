@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from captioner.files import Notice
 from captioner.photos import workers
@@ -88,9 +91,6 @@ def test_no_process_is_left_behind() -> None:
 
 
 def test_a_process_that_hangs_ends_without_its_parent(tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
     code = (
         "import sys; sys.path[:0] = sys.argv[1:]; from test_workers import *\n"
         "reading = read_ahead(read, [Found('a'), Found('hang')], 1, 1, 1.0)\n"
@@ -107,6 +107,78 @@ def test_a_process_that_hangs_ends_without_its_parent(tmp_path: Path) -> None:
     while alive(pid) and time.monotonic() < ended:
         time.sleep(0.05)
     assert not alive(pid)
+
+
+def test_a_photograph_is_not_blamed_for_a_process_that_was_killed_before_it() -> None:
+    reading = read_ahead(read, map(Found, ["a", "b", "c", "crash", "d"]), 1, 1, 20.0)
+    pids = []
+    for path in ("a", "b", "c"):
+        result = next(reading)[1]
+        assert isinstance(result, bytes), str(result)
+        assert result.split()[1] == path.encode()
+        pids.append(int(result.split()[0]))
+        os.kill(pids[-1], signal.SIGKILL)  # as the system does when memory is short
+        while alive(pids[-1]) and not _is_zombie(pids[-1]):
+            time.sleep(0.01)
+    assert len(set(pids)) == 3
+    assert str(next(reading)[1]) == "the decoder crashed (SIGSEGV)"
+    assert next(reading)[1].split()[1] == b"d"  # type: ignore[union-attr]
+
+
+def _is_zombie(pid: int) -> bool:
+    """Return whether a process has ended and its parent has yet to ask how."""
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+
+
+# Names of Python's own library, of what captioner may import, and of what it does import.
+HOSTILE = ("multiprocessing", "random", "socket", "tempfile", "pillow_heif", "olefile", "PIL",
+           "numpy", "captioner", "usercustomize")  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ["", ".", "here", "variable"])
+def test_nothing_is_imported_from_the_current_directory(tmp_path: Path, path: str) -> None:
+    """A folder of photographs may hold a file multiprocessing.py."""
+    hostile = "open('ran', 'a').write(__name__)\nraise SystemExit(9)"
+    for name in HOSTILE:
+        (tmp_path / f"{name}.py").write_text(hostile)
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "x.png")
+    root = Path(__file__).parent.parent
+    entry = str(tmp_path) if path == "here" else "" if path == "variable" else path
+    code = (
+        # What the caller imports is theirs; the directory is on the path only afterwards.
+        f"import sys; sys.path[:0] = [{str(root)!r}, {str(root / 'tests')!r}]\n"
+        "from captioner.photos.workers import Found, read_ahead\n"
+        "from readers import read_small\n"
+        f"sys.path.insert(0, {entry!r})\n"
+        "((_, result),) = read_ahead(read_small, [Found('x.png')], 1, 1, 60.0)\n"
+        "assert isinstance(result, bytes), result\n"
+    )
+    # Two empty entries, each the current directory: the caller passes over the variable.
+    environment = os.environ | ({"PYTHONPATH": os.pathsep} if path == "variable" else {})
+    command = [sys.executable, "-I", "-c", code]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_package_in_the_current_directory_is_still_found(tmp_path: Path) -> None:
+    """The package is loaded from its own file, also where that lies in the current directory."""
+    root = Path(__file__).parent.parent
+    (tmp_path / "captioner").symlink_to(root / "captioner")
+    (tmp_path / "random.py").write_text("open('ran', 'w')")
+    code = (
+        "import random, multiprocessing, sys; sys.path.insert(0, '')\n"
+        "from captioner.photos.workers import Found, read_ahead\n"
+        "from captioner.pages import thumbnail\n"
+        "((_, result),) = read_ahead(thumbnail, [Found('none.jpg')], 1, 1, 60.0)\n"
+        "assert str(result) == 'no such file', result\n"
+    )
+    command = [sys.executable, "-I", "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "ran").exists()
 
 
 def test_no_process_at_all_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from pathlib import Path
 from queue import LifoQueue
 from threading import Lock
 from typing import NamedTuple
@@ -42,17 +43,26 @@ class Found(NamedTuple):
     error: str | None = None
 
 
+# The package is loaded from its own file, and the path is set before anything is imported: with
+# `python -c` alone, a file random.py among the photographs would be run as Python's own.
 _CODE = """
 import sys
-from multiprocessing.connection import Connection
-connection = Connection(int(sys.argv[1]))
-sys.path[:] = connection.recv()
+descriptor, package, *path = sys.argv[1:]
+sys.path[:] = dict.fromkeys(path + sys.path)
+from importlib.util import module_from_spec, spec_from_file_location
+spec = spec_from_file_location("captioner", package)
+module = sys.modules["captioner"] = module_from_spec(spec)
+spec.loader.exec_module(module)
 from captioner.photos.workers import serve
-serve(connection)
+serve(int(descriptor))
 """
+_PACKAGE = Path(__file__).parents[1] / "__init__.py"
 _GOOD, _BAD = b"+", b"-"
 _START_SECONDS = 120.0
 _POSIX = os.name == "posix"
+
+# Of 1.5 GB; the rest is for the libraries' code. A picture of 250 megapixels is 1 GB, decoded.
+_MOST_MEMORY = 1_450_000_000
 
 
 def read_ahead(
@@ -61,9 +71,10 @@ def read_ahead(
     """Yield each path and what ``read`` makes of it, in order; ``depth`` of them are read ahead.
 
     ``workers`` processes read. One that takes more than ``timeout`` seconds over a photograph is
-    killed; it, or one that crashes, gives an ``UnreadableError`` for that photograph alone.
-    Raises ``DecodingError`` when a process cannot be started at all. The processes need POSIX;
-    elsewhere photographs are read here, one after the other, and a ``Notice`` says so.
+    killed, and gives an ``UnreadableError`` for that photograph alone. So does one that crashes
+    over a photograph, or needs more than 1.5 GB for it; a photograph is tried twice before a crash
+    is laid to it. Raises ``DecodingError`` when a process cannot be started at all. The processes
+    need POSIX; elsewhere photographs are read here, one after the other, and a ``Notice`` says so.
     """
     if not _POSIX:
         yield from _read_here(read, photographs)
@@ -118,7 +129,16 @@ class _Workers:
         try:
             if worker is None or not worker.alive:
                 worker = self._start()
+            try:
+                return worker.ask(found.path, self._timeout)
+            except _CrashedError:
+                if self._closed:
+                    raise
+                # It may have been killed while it was idle, or by the system, short of memory.
+                worker = self._start()
             return worker.ask(found.path, self._timeout)
+        except _CrashedError as error:
+            return UnreadableError(f"the decoder crashed ({error})")
         finally:
             self._idle.put(worker)
 
@@ -144,12 +164,16 @@ class _Workers:
                 worker.stop()
 
 
+class _CrashedError(Exception):
+    """A process that ended by itself; the message says how."""
+
+
 class _Worker:
     def __init__(self, read: Reader, timeout: float) -> None:
         self._connection, theirs = Pipe()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _CODE, str(theirs.fileno())],
+                [sys.executable, "-I", "-c", _CODE, str(theirs.fileno()), _PACKAGE, *_path()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,  # libtiff and others write there as they please
@@ -159,7 +183,6 @@ class _Worker:
             )
         self.alive = True
         with suppress(BrokenPipeError):  # it shows as not ready
-            self._connection.send(sys.path)
             self._connection.send((read, 2.0 * timeout))
 
     def wait_until_ready(self) -> None:
@@ -169,7 +192,7 @@ class _Worker:
             raise DecodingError(f"no process to read photographs with: {sys.executable} failed")
 
     def ask(self, path: str, timeout: float) -> bytes | UnreadableError:
-        """Have a photograph read, or say why it could not be."""
+        """Have a photograph read, or say why it could not be; raises ``_CrashedError``."""
         with suppress(BrokenPipeError):
             self._connection.send_bytes(os.fsencode(path))
         answer = self._answer(timeout)
@@ -177,7 +200,7 @@ class _Worker:
             self.stop()
             return UnreadableError(f"the decoder took more than {timeout:g} seconds")
         if not answer:
-            return UnreadableError(f"the decoder crashed ({self._end()})")
+            raise _CrashedError(self._end())
         if answer[:1] == _GOOD:
             return answer[1:]
         return UnreadableError(answer[1:].decode("utf-8", "surrogateescape"))
@@ -205,11 +228,21 @@ class _Worker:
             self._process.wait(1.0)
 
 
-def serve(connection: Connection) -> None:
+def _path() -> list[str]:
+    """Return this process's import path without the current directory."""
+    with suppress(FileNotFoundError):  # the current directory may be gone
+        here = os.path.realpath(os.getcwd())
+        return [entry for entry in map(os.path.realpath, sys.path) if entry != here]
+    return [entry for entry in sys.path if os.path.isabs(entry)]
+
+
+def serve(descriptor: int) -> None:
     """Answer requests until the other side is gone: what a process that reads does."""
+    connection = Connection(descriptor)
     warnings.simplefilter("ignore")
     # The model's threads wait for each other: one that must share its core holds up all of them.
     os.nice(10)
+    _limit_memory()
     # Pillow refuses twice this, wherever in a file the size is found.
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
     read, limit = connection.recv()
@@ -221,10 +254,26 @@ def serve(connection: Connection) -> None:
             return
         # A process that hangs ends also when there is nobody left to kill it.
         signal.setitimer(signal.ITIMER_REAL, limit)
-        try:
-            answer = _GOOD + read(path)
-        except UnreadableError as error:
-            answer = _BAD + str(error).encode("utf-8", "surrogateescape")
+        answer = _answer(read, path)
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         with suppress(BrokenPipeError):
             connection.send_bytes(answer)
+
+
+def _answer(read: Reader, path: str) -> bytes:
+    try:
+        return _GOOD + read(path)
+    except UnreadableError as error:
+        reason = str(error)
+    except MemoryError:
+        reason = "reading it takes more than 1.5 GB of memory"
+    return _BAD + reason.encode("utf-8", "surrogateescape")
+
+
+def _limit_memory() -> None:
+    """Let this process have 1.5 GB, where the system keeps such a limit."""
+    with suppress(ImportError, ValueError, OSError):  # a lower limit stays
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (_MOST_MEMORY, hard))
