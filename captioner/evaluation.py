@@ -21,7 +21,7 @@ from captioner.generation.captions import Caption, Tag, write_captions, write_ta
 from captioner.generation.options import SearchOptions
 from captioner.metrics import Scores, diversity, meteor, paired_bootstrap, score, spice
 from captioner.model.checkpoint import Checkpoint
-from captioner.model.device import autocast
+from captioner.model.device import autocast, own_settings
 
 __all__ = [
     "Evaluation",
@@ -100,6 +100,7 @@ def feature_grids(
         yield chunk, checkpoint.model.project(rows)
 
 
+@own_settings()
 @torch.inference_mode()
 def describe(
     checkpoint: Checkpoint, grids: Grids, options: SearchOptions

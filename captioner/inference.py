@@ -15,11 +15,25 @@ from PIL import Image
 from torch import Tensor
 
 from captioner.data.tags import Calibration
-from captioner.generation.captions import Caption, Tag, token_rules, write_captions, write_tags
+from captioner.generation.captions import (
+    Caption,
+    NotFiniteError,
+    Tag,
+    token_rules,
+    write_captions,
+    write_tags,
+)
 from captioner.generation.options import SearchOptions
 from captioner.model.checkpoint import Checkpoint, default_path, load_checkpoint
-from captioner.model.device import choose_device, choose_precision
-from captioner.photos.images import ImageError, UnreadableError, open_rgb, prepare, to_rgb
+from captioner.model.device import choose_device, choose_precision, own_settings
+from captioner.photos.flatten import flatten
+from captioner.photos.images import (
+    ImageError,
+    UnreadableError,
+    check_format,
+    open_photograph,
+    prepare,
+)
 from captioner.settings import ConfigError
 
 __all__ = [
@@ -47,8 +61,13 @@ class Captioner:
     list of them and return a list, one entry an image, in order. They raise ``TypeError`` for a
     bare string or image, and ``ImageError`` (with ``index`` and ``path``) for an image that
     cannot be read.
+
+    Whatever the caller's default dtype, default device and autocast are, a model computes under its
+    own. In a process that was forked after a model was loaded it computes in one thread; a server
+    with several processes that are to use more threads each loads it in each of them.
     """
 
+    @own_settings()
     def __init__(
         self,
         checkpoint: Checkpoint | Sequence[Checkpoint],
@@ -63,6 +82,7 @@ class Captioner:
         _check_ensemble(self.checkpoints)
         self.device = device or torch.device("cpu")
         self.precision = precision
+        self._process = os.getpid()
         self._models = [c.model.to(self.device, precision).eval() for c in self.checkpoints]
         # Platt scaling is linear in the logits that the members' probabilities come from.
         self._calibration = Calibration(
@@ -143,12 +163,26 @@ class Captioner:
         """Raise ``ConfigError`` if the options have words that the model does not know."""
         token_rules(options, self.checkpoint.vocabulary)
 
+    @own_settings()
     @torch.inference_mode()
     def encode(self, pixels: Sequence[np.ndarray[Any, np.dtype[np.uint8]]]) -> tuple[Tensor, ...]:
-        """Return the grid ``(B, N, D)`` of prepared pixels, one for each checkpoint."""
-        batch = torch.from_numpy(np.stack(pixels)).to(self.device)
-        return tuple(model.encode(batch) for model in self._models)
+        """Return the grid ``(B, N, D)`` of prepared pixels, one for each checkpoint.
 
+        Raises ``NotFiniteError`` where the weights are damaged, and ``RuntimeError`` in a process
+        that was forked after the model had been loaded onto another device than the CPU.
+        """
+        if self._process != os.getpid() and self.device.type != "cpu":
+            raise RuntimeError(
+                f"this Captioner was loaded onto {self.device} before the process was forked, and "
+                "cannot be used in it: load it in each process"
+            )
+        batch = torch.from_numpy(np.stack(pixels)).to(self.device)
+        grids = tuple(model.encode(batch) for model in self._models)
+        if not all(bool(grid.isfinite().all()) for grid in grids):
+            raise NotFiniteError
+        return grids
+
+    @own_settings()
     def captions_of(
         self,
         grids: Sequence[Tensor],
@@ -157,7 +191,8 @@ class Captioner:
     ) -> list[list[Caption]]:
         """Return the captions of each image of the grids, best first.
 
-        There are ``options.num_captions`` of an image, unless fewer satisfy the options.
+        There are ``options.num_captions`` of an image, unless fewer satisfy the options. Raises
+        ``NotFiniteError`` where the weights are damaged.
         """
         return write_captions(
             [model.caption_decoder for model in self._models],
@@ -167,6 +202,7 @@ class Captioner:
             attention,
         )
 
+    @own_settings()
     def tags_of(self, grids: Sequence[Tensor], threshold: float | None = None) -> list[list[Tag]]:
         """Return the tags of each image of the grids, best first.
 
@@ -210,8 +246,9 @@ def _check_ensemble(checkpoints: Sequence[Checkpoint]) -> None:
 
 def _open(image: ImageLike, size: int) -> Image.Image:
     if isinstance(image, Image.Image):
+        check_format(image)
         try:
-            return to_rgb(image)
+            return flatten(image)
         except Exception as error:  # Pillow reads lazily, so any damage shows only here
             raise UnreadableError(str(error)) from error
     if isinstance(image, Tensor):
@@ -220,5 +257,5 @@ def _open(image: ImageLike, size: int) -> Image.Image:
             raise ValueError(f"expected a tensor (3, h, w) of torch.uint8, not {shape}")
         return Image.fromarray(image.permute(1, 2, 0).cpu().contiguous().numpy())
     if isinstance(image, str | os.PathLike):
-        return open_rgb(image, size)
+        return open_photograph(image, size).image
     raise TypeError(f"expected a path, a PIL image or a tensor, not {type(image).__name__}")

@@ -24,6 +24,7 @@ from captioner.settings import ConfigError
 __all__ = [
     "TAG_OPTIONS",
     "Caption",
+    "NotFiniteError",
     "Tag",
     "retrace",
     "token_rules",
@@ -57,6 +58,17 @@ class Caption:
     """Where the model looked for each word: ``(L, N)``, each row adds up to 1. The cells of the
     grid come row by row from the top left of the prepared picture, a square. ``None`` unless it
     was asked for, and where the model has no attention."""
+
+
+class NotFiniteError(ConfigError):
+    """The model that was named computes numbers that are not finite: its weights make no sense."""
+
+    def __init__(self) -> None:
+        """Say so, and what to do."""
+        super().__init__(
+            "the model computes numbers that are not finite; its file is damaged, or its training "
+            "went wrong: take another checkpoint"
+        )
 
 
 class Tag(NamedTuple):
@@ -189,12 +201,19 @@ def _search(
     rules: Sequence[TokenRule],
     required: Sequence[int] = (),
 ) -> list[list[Hypothesis]]:
+    seen: list[Tensor] = []
+
     def step(tokens: Tensor, state: _States) -> tuple[Tensor, _States]:
         log_probs, _, state = _step(decoders, tokens, state, adjustment)
+        seen.append(log_probs[:, 0])  # a softmax with a NaN among its logits is NaN everywhere
         return log_probs, state
 
     first = torch.full((len(grids[0]),), BOS, device=grids[0].device)
-    return search(step, first, _States.start(decoders, grids), options, rules, required)
+    found = search(step, first, _States.start(decoders, grids), options, rules, required)
+    # Checked once, as each look at a value waits for the device.
+    if torch.cat(seen).isnan().any():
+        raise NotFiniteError
+    return found
 
 
 @torch.inference_mode()

@@ -17,7 +17,8 @@ from torch import Tensor
 from captioner.config import Config
 from captioner.data.tags import Calibration, TagSet
 from captioner.data.vocabulary import SPECIAL, Vocabulary
-from captioner.files import replacing
+from captioner.files import as_json, from_json, replacing
+from captioner.model.device import own_settings
 from captioner.model.encoder import Encoder
 from captioner.model.model import CaptionModel
 from captioner.settings import from_dict, to_dict
@@ -34,6 +35,13 @@ __all__ = [
 
 _FORMAT = "captioner 1"
 _SCALE = ".scale"
+
+# No trained weight comes near it; what is multiplied with a larger one soon is infinite.
+_LARGEST_WEIGHT = 1e9
+
+# What a person has to say of a model is a few kB; `captioner info` shows all of it.
+_MOST_PROVENANCE = 1 << 20
+_MOST_METADATA = 64 << 20
 
 
 def default_path() -> Path:
@@ -112,13 +120,21 @@ def _stored(tensors: Mapping[str, Tensor], storage: str) -> dict[str, Tensor]:
     return stored
 
 
+@own_settings()
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint; ``CheckpointError`` for anything that is not one. Nothing is executed."""
     metadata, tensors = _read(path)
     try:
         checkpoint = _from_metadata(metadata)
         _assign(checkpoint.model, _restored(tensors))
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        KeyError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         reason = f"it has no {reason}" if isinstance(error, KeyError) else reason
         raise CheckpointError(f"{path}: not a checkpoint of captioner's: {reason}") from error
@@ -131,13 +147,15 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             stored = file.metadata() or {}
             if stored.get("format") != _FORMAT:
                 raise CheckpointError(f"{path}: not a checkpoint of captioner's")
-            metadata = json.loads(stored["captioner"])
+            if len(stored["captioner"]) > _MOST_METADATA:
+                raise ValueError(f"its metadata has more than {_MOST_METADATA:,} bytes")
+            metadata = from_json(stored["captioner"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except CheckpointError:
         raise
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
-    except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path}: not a safetensors file: {reason}") from error
     return metadata, tensors
@@ -149,16 +167,31 @@ def _from_metadata(metadata: dict[str, Any]) -> Checkpoint:
     tags = TagSet(_strings(metadata["tags"]), frequencies)
     vocabulary = Vocabulary(_strings(metadata["vocabulary"]))
     slope, offset = map(float, metadata["calibration"])
-    with torch.device("meta"):  # no time is spent on random weights
-        model = build_model(config, vocabulary, tags)
     provenance = dict(metadata["provenance"])
+    if len(as_json(provenance)) > _MOST_PROVENANCE:
+        raise ValueError(f"its provenance has more than {_MOST_PROVENANCE:,} bytes")
+    model = _without_weights(config, vocabulary, tags)
     calibration = Calibration(slope, offset)
     return Checkpoint(model.eval(), config, vocabulary, tags, calibration, provenance)
+
+
+def _without_weights(config: Config, vocabulary: Vocabulary, tags: TagSet) -> CaptionModel:
+    """Return a model whose every tensor is still to be assigned."""
+    try:
+        with torch.device("meta"):  # no time is spent on random weights
+            return build_model(config, vocabulary, tags)
+    except NotImplementedError:
+        # RegNet computes how wide it is with tensors, which must then have values.
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            return build_model(config, vocabulary, tags)
 
 
 def _strings(values: object) -> list[str]:
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise TypeError("its vocabulary is not a list of words")
+    for value in values:
+        if not value.strip():
+            raise ValueError(f"its vocabulary has {value!r}, which is no word")
     return values
 
 
@@ -174,9 +207,19 @@ def _restored(stored: dict[str, Tensor]) -> dict[str, Tensor]:
         elif tensor.dtype in (torch.float16, torch.float32):
             # A product is rounded by where its weights begin in memory, and a file aligns nothing.
             tensors[name] = tensor.to(torch.float32, copy=True)
-        if not tensors[name].isfinite().all():
-            raise ValueError(f"the tensor {name!r} holds numbers that are not finite")
+        _check_values(name, tensors[name])
     return tensors
+
+
+def _check_values(name: str, tensor: Tensor) -> None:
+    if not tensor.isfinite().all():
+        raise ValueError(f"the tensor {name!r} holds numbers that are not finite")
+    if tensor.is_floating_point() and tensor.numel() > 0:
+        smallest, largest = (float(extreme) for extreme in tensor.aminmax())
+        if max(-smallest, largest) > _LARGEST_WEIGHT:
+            raise ValueError(f"the tensor {name!r} holds numbers up to {max(-smallest, largest):g}")
+        if name.endswith("running_var") and smallest < 0.0:
+            raise ValueError(f"the tensor {name!r} holds a negative variance, {smallest:g}")
 
 
 def _assign(model: CaptionModel, tensors: dict[str, Tensor]) -> None:
@@ -189,6 +232,7 @@ def _assign(model: CaptionModel, tensors: dict[str, Tensor]) -> None:
         if (tensor.shape, tensor.dtype) != (wanted.shape, wanted.dtype):
             found, needed = (f"{tuple(t.shape)} {t.dtype}" for t in (tensor, wanted))
             raise ValueError(f"the tensor {name!r} is {found}, not {needed}")
+    # Not strict: a tensor that two modules share has one name here, and two in a state dict.
     model.load_state_dict(tensors, strict=False, assign=True)
     for decoder in (model.caption_decoder, model.tag_decoder):
         decoder.tie()

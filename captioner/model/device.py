@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
 import torch
 
+from captioner.held import Held
 from captioner.settings import ConfigError
 
-__all__ = ["autocast", "choose_device", "choose_precision"]
+__all__ = ["autocast", "choose_device", "choose_precision", "own_settings"]
+
+_FLOAT32 = Held(torch.get_default_dtype, torch.set_default_dtype, torch.float32)
+
+# The process that computed last: this one, or the one that it was forked from.
+_computing: int | None = None
 
 
 def choose_device(name: str) -> torch.device:
@@ -47,3 +57,25 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
 def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
     """Return the context in which products are computed in a precision; float32 changes nothing."""
     return torch.autocast(device.type, precision, enabled=precision != torch.float32)
+
+
+@contextmanager
+def own_settings() -> Iterator[None]:
+    """Build and compute under our own settings of torch, whatever those of the caller are.
+
+    The default dtype is float32, the default device the CPU, and autocast is off. In a process that
+    was forked from one that computed, torch is limited to one thread from then on: a fork has none
+    of its parent's threads, and would wait for them for ever.
+    """
+    global _computing
+    if _computing not in (None, os.getpid()):
+        torch.set_num_threads(1)
+    _computing = os.getpid()
+    with ExitStack() as stack:
+        stack.enter_context(_FLOAT32)
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        for kind in ("cpu", "cuda", "mps"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
