@@ -42,7 +42,7 @@ NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 PROGRAMS = sorted([*(ROOT / "scripts").rglob("*.py"), *(ROOT / "examples").glob("*.py")])
 TRAINS = ("README.md", "training.md", "tune_on_your_captions.ipynb")
 # Options of programs that are not ours.
-FOREIGN = {"--index-url", "--nproc-per-node", "--no-build-isolation"}
+FOREIGN = {"--index-url", "--logdir", "--nproc-per-node", "--no-build-isolation"}
 
 _BLOCK = re.compile(
     r"^(?: *<!-- not run: (?P<reason>[^>]+) -->\n)?(?P<indent> *)```(?P<language>\w*)\n"

@@ -15,7 +15,6 @@ from captioner.files import locked
 from captioner.training.distributed import joined
 from captioner.training.reporter import Say
 from captioner.training.stopper import Stopper
-from captioner.training.summary import write_summary
 from captioner.training.trainer import Trainer
 
 __all__ = ["fit"]
@@ -59,10 +58,7 @@ def fit(
             trainer.reporter.say(note)
         with _alone(trainer, stopper):
             trainer.train()
-        if group.main:
-            references = {str(example.image): example.captions for example in data.val}
-            write_summary(run, trainer.config, references)
-            trainer.reporter.say(f"best checkpoint: {run / 'best.safetensors'}")
+        trainer.reporter.say(f"best checkpoint: {run / 'best.safetensors'}")
     return run / "best.safetensors"
 
 
