@@ -5,10 +5,11 @@ Nothing here imports more than the standard library, so that ``--help`` is quick
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
 
-from captioner.settings import ConfigError, Ranged, ranged
+from captioner.settings import ConfigError, Ranged, from_dict, ranged
 
 __all__ = [
     "Config",
@@ -16,12 +17,19 @@ __all__ = [
     "DataSource",
     "DecoderConfig",
     "EncoderConfig",
+    "ExperimentalConfig",
     "ModelConfig",
     "OptimizerConfig",
     "Preprocessing",
     "SelfCriticalConfig",
     "TrainingConfig",
+    "from_stored",
 ]
+
+
+def _moved(*keys: str) -> dict[str, str]:
+    """Return the keys of a section that earlier versions had, and their names now."""
+    return {key: f"experimental.{key}" for key in keys}
 
 
 @dataclass(frozen=True)
@@ -146,46 +154,45 @@ class ModelConfig(Ranged):
 
 @dataclass(frozen=True)
 class OptimizerConfig(Ranged):
-    """AdamW; learning rates rise over ``warmup_steps``, then fall.
+    """AdamW, and its learning rates, which rise over ``warmup_steps`` and then fall.
 
-    Either as a "cosine" to 0, or on a "plateau": by ``plateau_decay`` after each
-    ``plateau_patience`` evaluations of a stage without a better CIDEr-D. ``clip_norm`` bounds the
-    gradient's norm at each step; where ``clip_value`` is not 0, each of its entries is bounded
-    instead.
+    ``schedule`` "cosine" falls to 0 at the end of the stage's epochs. "plateau" falls by
+    ``experimental.plateau_decay`` after every ``experimental.plateau_patience`` evaluations of a
+    stage without a better CIDEr-D. ``lr`` is the peak of the decoders, ``encoder_lr`` that of the
+    encoder. ``clip_norm`` bounds the norm of a step's gradient.
     """
 
     lr: float = ranged(1e-3, 0.0, 1.0)
     encoder_lr: float = ranged(1e-4, 0.0, 1.0)
     weight_decay: float = ranged(1e-4, 0.0, 1.0)
     clip_norm: float = ranged(5.0, 1e-6, 1e6)
-    clip_value: float = ranged(0.0, 0.0, 1e6)
     warmup_steps: int = ranged(100, 0, 10_000_000)
     schedule: Literal["cosine", "plateau"] = "cosine"
-    plateau_patience: int = ranged(2, 1, 1_000)
-    plateau_decay: float = ranged(0.5, 0.0, 1.0)
+
+    MOVED: ClassVar = _moved("clip_value", "plateau_patience", "plateau_decay")
 
 
 @dataclass(frozen=True)
 class TrainingConfig(Ranged):
-    """Epochs and batches; the encoder stays frozen for the first ``frozen_epochs``.
+    """Epochs, batches, validation, and the numbers that training computes with.
 
-    While it is frozen its features are computed once and kept, in the folder ``features``, which
-    several runs may share, or in the run folder if that is empty. ``batch_size`` counts the
-    photographs of a step, each with all its captions, over all processes; ``accumulation`` is in
-    how many parts, one after the other, each process reads its share. ``augment`` shows each
-    photograph in another view and light every epoch (:func:`captioner.photos.images.augment`)
-    once the encoder learns. ``ema`` is the share that the moving average of the weights keeps of
-    itself at each step; where it is not 0, the average is what is validated and saved.
-
-    ``own_words`` is the share of words that the decoder reads from itself at the end of teacher
-    forcing, rising from 0 (scheduled sampling: Bengio et al. 2015). ``attention_penalty`` weighs
-    the doubly stochastic term of Xu et al. (2015), equation 14. ``truncation`` is after how many
-    positions gradients stop going back through the state, 0 for never.
-
-    The validation split is captioned every ``validate_every`` steps, or, at 0, after each epoch;
-    after ``patience`` times without a better CIDEr-D a stage ends early (0: never). ``precision``
-    is that of the forward pass. ``tensorboard`` also writes what is logged for TensorBoard, which
-    the extra of that name installs.
+    - ``epochs`` of teacher forcing. The encoder is frozen for the first ``frozen_epochs``: its
+      features are computed once and kept, in the folder ``features``, which several runs may
+      share, or in the run's folder if that is empty.
+    - ``batch_size``: photographs per optimizer step, over all processes, each with all its
+      captions. ``accumulation``: micro-batches per optimizer step in each process.
+    - ``label_smoothing`` of the words. ``tag_weight`` of the tags' loss beside the captions'.
+    - ``augment``: each photograph has another crop and light in every epoch
+      (:func:`captioner.photos.images.augment`) while the encoder learns.
+    - ``ema``: the share that the moving average of the weights keeps of itself at each step. Where
+      it is not 0, the average is validated and saved.
+    - ``precision`` of the forward pass. ``seed`` of all chance.
+    - ``save_every``: steps between snapshots, which a killed run continues from.
+    - ``validate_every``: steps between evaluations on the validation split; 0 is after each epoch.
+      ``patience``: evaluations without a better CIDEr-D after which a stage ends; 0 is never.
+      ``beam_size`` of these evaluations.
+    - ``tensorboard``: the log is also written for TensorBoard, which the extra of that name
+      installs.
     """
 
     epochs: int = ranged(15, 0, 100_000)
@@ -193,9 +200,6 @@ class TrainingConfig(Ranged):
     batch_size: int = ranged(32, 1, 100_000)
     accumulation: int = ranged(1, 1, 100_000)
     label_smoothing: float = ranged(0.1, 0.0, 0.9)
-    own_words: float = ranged(0.0, 0.0, 1.0)
-    attention_penalty: float = ranged(0.0, 0.0, 1e3)
-    truncation: int = ranged(0, 0, 1_000)
     tag_weight: float = ranged(0.5, 0.0, 100.0)
     augment: bool = True
     ema: float = ranged(0.0, 0.0, 0.99999)
@@ -208,20 +212,49 @@ class TrainingConfig(Ranged):
     beam_size: int = ranged(3, 1, 100)
     tensorboard: bool = False
 
+    MOVED: ClassVar = _moved("own_words", "attention_penalty", "truncation")
+
 
 @dataclass(frozen=True)
 class SelfCriticalConfig(Ranged):
-    """The last stage: the caption decoder learns from the scores of captions that it draws.
+    """The last stage, of ``epochs``: the caption decoder learns from captions that it draws.
 
-    It comes after teacher forcing, on features of the encoder as it then is, for ``epochs``.
-    ``samples`` captions a photograph are drawn from the logits over ``temperature``, which is part
-    of what is learnt. The reward is CIDEr-D, and for ``bleu_weight`` of it BLEU-4.
+    It reads the features of the encoder as teacher forcing left it. ``samples`` captions a
+    photograph are drawn from the logits divided by ``temperature``, which is part of the policy
+    that learns. The reward is CIDEr-D. ``lr`` is the peak of the learning rate.
     """
 
     epochs: int = ranged(0, 0, 100_000)
     samples: int = ranged(5, 2, 1_000)
     temperature: float = ranged(0.4, 0.01, 100.0)
     lr: float = ranged(5e-5, 0.0, 1.0)
+
+    MOVED: ClassVar = _moved("bleu_weight")
+
+
+@dataclass(frozen=True)
+class ExperimentalConfig(Ranged):
+    """Options of the literature that showed no gain here beyond the noise of a seed.
+
+    The table in ``configs/README.md`` has the scores of those that were measured. Any version may
+    drop them.
+
+    - ``own_words``: the share of words that the decoder reads from itself at the end of teacher
+      forcing, rising from 0. Bengio et al., "Scheduled Sampling" (2015).
+    - ``attention_penalty``: the weight of doubly stochastic attention. Xu et al., "Show, Attend
+      and Tell" (2015), equation 14.
+    - ``truncation``: positions after which gradients stop going back through the state; 0 is never.
+    - ``clip_value``: bounds each entry of the gradient in place of its norm; 0 is off.
+    - ``plateau_patience`` and ``plateau_decay``: of ``optimizer.schedule = "plateau"``.
+    - ``bleu_weight``: the share of BLEU-4 in the reward of the self-critical stage.
+    """
+
+    own_words: float = ranged(0.0, 0.0, 1.0)
+    attention_penalty: float = ranged(0.0, 0.0, 1e3)
+    truncation: int = ranged(0, 0, 1_000)
+    clip_value: float = ranged(0.0, 0.0, 1e6)
+    plateau_patience: int = ranged(2, 1, 1_000)
+    plateau_decay: float = ranged(0.5, 0.0, 1.0)
     bleu_weight: float = ranged(0.0, 0.0, 1.0)
 
 
@@ -236,11 +269,32 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     self_critical: SelfCriticalConfig = SelfCriticalConfig()
+    experimental: ExperimentalConfig = ExperimentalConfig()
 
     def __post_init__(self) -> None:
         """Check that the sections fit each other."""
-        if self.training.attention_penalty and not self.model.caption.attention:
+        if self.experimental.attention_penalty and not self.model.caption.attention:
             raise ConfigError(
-                f"training.attention_penalty is {self.training.attention_penalty}, "
+                f"experimental.attention_penalty is {self.experimental.attention_penalty}, "
                 "but model.caption.attention is false; one of them must go"
             )
+
+
+def from_stored(values: Any) -> Config:
+    """Return a config that is stored in a checkpoint, also in one of an earlier version.
+
+    This is the one place where the keys of earlier versions are known: each section's ``MOVED``
+    says where they are now. Raises ``ConfigError``.
+    """
+    if not isinstance(values, Mapping):
+        return from_dict(Config, values)  # which refuses it
+    sections = {k: dict(v) if isinstance(v, Mapping) else v for k, v in values.items()}
+    if not isinstance(sections.setdefault("experimental", {}), dict):
+        return from_dict(Config, {"experimental": sections["experimental"]})  # refused too
+    for section in fields(Config):
+        stored = sections.get(section.name)
+        for key, now in getattr(section.default, "MOVED", {}).items():
+            if isinstance(stored, dict) and key in stored:
+                to, _, name = now.partition(".")
+                sections[to][name] = stored.pop(key)
+    return from_dict(Config, sections)

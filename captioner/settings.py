@@ -95,7 +95,9 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
     for key in values:
         if key not in known:
-            raise ConfigError(f"unknown key {where + key!r}; known here: {', '.join(known)}")
+            now = getattr(cls, "MOVED", {}).get(key)
+            hint = f"it is {now!r} now" if now else f"known here: {', '.join(known)}"
+            raise ConfigError(f"unknown key {where + key!r}; {hint}")
     converted = {key: _convert(hints[key], value, where + key) for key, value in values.items()}
     try:
         return cls(**converted)

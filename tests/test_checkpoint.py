@@ -42,6 +42,25 @@ def test_reload_gives_the_same(tiny: Checkpoint, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_checkpoint_of_an_earlier_version_is_loaded(tiny: Checkpoint, tmp_path: Path) -> None:
+    """Its config has keys that were moved since, and none of those that were added."""
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(tiny, path)
+
+    def as_before(content: dict[str, Any]) -> None:
+        experimental = content["config"].pop("experimental")
+        for section, keys in {
+            "training": ("own_words", "attention_penalty", "truncation"),
+            "optimizer": ("clip_value", "plateau_patience", "plateau_decay"),
+            "self_critical": ("bleu_weight",),
+        }.items():
+            content["config"][section] |= {key: experimental.pop(key) for key in keys}
+        assert not experimental
+
+    _metadata(as_before)(path)
+    assert load_checkpoint(path).config == tiny.config
+
+
 @pytest.mark.parametrize(("storage", "error"), [("float16", 1e-3), ("int8", 1 / 127)])
 def test_smaller_storage_is_near(
     tiny: Checkpoint, tmp_path: Path, storage: str, error: float

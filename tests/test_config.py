@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from captioner.config import Config, DataSource
+from captioner.config import Config, DataSource, ExperimentalConfig, from_stored
 from captioner.data.tags import TagSet
 from captioner.data.vocabulary import Vocabulary
 from captioner.generation.options import SearchOptions, meaning
@@ -23,6 +24,35 @@ def test_every_config_loads(path: Path) -> None:
     config = load_config(Config, path, ["encoder.weights=random"])
     assert from_dict(Config, to_dict(config)) == config
     build_model(config, Vocabulary(["a", "dog"]), TagSet(["dog"]))
+
+
+def test_keys_of_earlier_versions_are_found_in_what_is_stored() -> None:
+    stored = to_dict(Config())
+    del stored["experimental"]
+    stored["training"] |= {"own_words": 0.25, "attention_penalty": 1.0, "truncation": 5}
+    stored["optimizer"] |= {"clip_value": 2.0, "plateau_patience": 3, "plateau_decay": 0.3}
+    stored["self_critical"] |= {"bleu_weight": 0.5}
+    before = json.loads(json.dumps(stored))
+    expected = ExperimentalConfig(0.25, 1.0, 5, 2.0, 3, 0.3, 0.5)
+    assert from_stored(stored) == replace(Config(), experimental=expected)
+    assert json.loads(json.dumps(stored)) == before
+    assert from_stored(to_dict(Config())) == Config()
+    assert from_stored({"training": {"own_words": 0.0}}) == Config()
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        ([], "expected a table of keys"),
+        ({"training": 3}, "'training' is a table of keys, not 3"),
+        ({"training": {"own_words": "x"}}, "'experimental.own_words' is 'x'"),
+        ({"training": {"own_words": 1.0}, "experimental": 3}, "'experimental' is a table"),
+        ({"training": {"epoch": 1}}, "unknown key 'training.epoch'"),
+    ],
+)
+def test_what_is_stored_and_no_config_is_refused(stored: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_stored(stored)
 
 
 def test_overrides(tmp_path: Path) -> None:
@@ -43,8 +73,12 @@ def test_overrides(tmp_path: Path) -> None:
         ("[optimizer]\nrate = 1.0", "unknown key 'optimizer.rate'; known here: lr, "),
         ("[optimizer]\nlr = 'fast'", "'optimizer.lr' is 'fast'; it takes a value of type float"),
         (
-            "training.attention_penalty = 1\nmodel.caption.attention = false",
+            "experimental.attention_penalty = 1\nmodel.caption.attention = false",
             r"attention_penalty is 1\.0, but model\.caption\.attention is false",
+        ),
+        (
+            "[optimizer]\nclip_value = 1.0",
+            "unknown key 'optimizer.clip_value'; it is 'experimental.clip_value' now",
         ),
         ("[training]\nepochs = -1", r"training\.epochs is -1; it takes 0 to"),
         ("[model.tags]\nhidden = 0", r"model\.tags\.hidden is 0"),

@@ -53,7 +53,7 @@ def cases(drawn: Config) -> list[Config]:
         replace(
             base,
             model=replace(base.model, caption=plain, tags=plain),
-            training=replace(base.training, attention_penalty=0.0),
+            experimental=replace(base.experimental, attention_penalty=0.0),
         ),
         replace(
             base,

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captioner.config import OptimizerConfig
+from captioner.config import Config, ExperimentalConfig, OptimizerConfig
 from captioner.model.checkpoint import Checkpoint
 from captioner.model.model import CaptionModel
 from captioner.training.optimization import (
@@ -21,7 +21,8 @@ from captioner.training.optimization import (
     rate_factor,
 )
 
-CONFIG = OptimizerConfig(lr=0.03, encoder_lr=0.002, weight_decay=0.1, warmup_steps=5)
+OPTIMIZER = OptimizerConfig(lr=0.03, encoder_lr=0.002, weight_decay=0.1, warmup_steps=5)
+CONFIG = Config(optimizer=OPTIMIZER)
 
 
 @pytest.fixture
@@ -33,15 +34,15 @@ def model(small: Checkpoint) -> CaptionModel:
 def test_every_weight_learns_once_at_the_rate_of_its_kind(model: CaptionModel) -> None:
     """The first step of AdamW goes as far as its rate, whatever the gradient."""
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    optimizer = build_optimizer(model, CONFIG)
+    optimizer = build_optimizer(model, OPTIMIZER)
     for group in optimizer.param_groups:
         group["lr"] = group["peak"]
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 7.0)
     optimizer.step()
     for name, parameter in model.named_parameters():
-        rate = CONFIG.encoder_lr if name.startswith("encoder.") else CONFIG.lr
-        expected = before[name] * (1.0 - rate * CONFIG.weight_decay) - rate
+        rate = OPTIMIZER.encoder_lr if name.startswith("encoder.") else OPTIMIZER.lr
+        expected = before[name] * (1.0 - rate * OPTIMIZER.weight_decay) - rate
         torch.testing.assert_close(parameter.detach(), expected)
 
 
@@ -55,7 +56,10 @@ def test_the_rate_rises_and_falls_as_a_cosine() -> None:
 
 
 def test_the_rate_falls_at_each_plateau() -> None:
-    config = replace(CONFIG, schedule="plateau", plateau_patience=2, plateau_decay=0.3)
+    config = Config(
+        optimizer=replace(OPTIMIZER, schedule="plateau"),
+        experimental=ExperimentalConfig(plateau_patience=2, plateau_decay=0.3),
+    )
     scores = [5.0, 4.0, 3.0, 6.0, 6.0, 6.0, 6.0, 6.0]
     found = [rate_factor(config, 100, 101, scores[:count]) for count in range(9)]
     assert found == pytest.approx([1, 1, 1, 0.3, 0.3, 0.3, 0.09, 0.09, 0.027])
@@ -78,9 +82,16 @@ def row_of(module: nn.Module) -> Tensor:
     return torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
 
 
+def clipping(clip_norm: float = 5.0, clip_value: float = 0.0) -> Config:
+    """Return a config with bounds of the gradient."""
+    optimizer, experimental = OptimizerConfig(clip_norm=clip_norm), ExperimentalConfig()
+    experimental = replace(experimental, clip_value=clip_value)
+    return Config(optimizer=optimizer, experimental=experimental)
+
+
 def test_a_long_gradient_is_shortened_and_keeps_its_direction() -> None:
     module, before = with_gradients(10.0)
-    found = clip_gradients(module, OptimizerConfig(clip_norm=2.0))
+    found = clip_gradients(module, clipping(clip_norm=2.0))
     assert found == pytest.approx(before.square().sum().sqrt().item())
     assert found > 2.0
     torch.testing.assert_close(row_of(module), before * (2.0 / found))
@@ -88,14 +99,14 @@ def test_a_long_gradient_is_shortened_and_keeps_its_direction() -> None:
 
 def test_a_short_gradient_is_left_alone() -> None:
     module, before = with_gradients(0.01)
-    found = clip_gradients(module, OptimizerConfig(clip_norm=2.0))
+    found = clip_gradients(module, clipping(clip_norm=2.0))
     assert found == pytest.approx(before.norm().item())
     assert torch.equal(row_of(module), before)
 
 
 def test_where_values_are_bounded_the_norm_is_not() -> None:
     module, before = with_gradients(10.0)
-    found = clip_gradients(module, OptimizerConfig(clip_norm=1e-3, clip_value=3.0))
+    found = clip_gradients(module, clipping(1e-3, 3.0))
     assert found == pytest.approx(before.norm().item())
     assert torch.equal(row_of(module), before.clamp(-3.0, 3.0))
     assert (before.abs() < 3.0).any()
@@ -108,7 +119,7 @@ def test_a_gradient_that_is_not_finite_is_told(bad: float, clip_value: float) ->
     module, _ = with_gradients(1.0)
     gradient = next(p.grad for p in module.parameters() if p.grad is not None)
     gradient.view(-1)[2] = bad
-    assert not math.isfinite(clip_gradients(module, OptimizerConfig(clip_value=clip_value)))
+    assert not math.isfinite(clip_gradients(module, clipping(clip_value=clip_value)))
 
 
 def shares(count: int, decay: float) -> list[float]:

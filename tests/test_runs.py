@@ -17,7 +17,7 @@ from PIL import Image
 from processes import SCORES, Moment, script, scripted_scores, settings, struck
 from torch import nn
 
-from captioner.config import Config, EncoderConfig, SelfCriticalConfig
+from captioner.config import Config, EncoderConfig, ExperimentalConfig, SelfCriticalConfig
 from captioner.data.dataset import Features
 from captioner.data.sources import read_data
 from captioner.evaluation import Evaluation
@@ -62,7 +62,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, dict[str, A
     drawn = drawn_run(folder)
     config = replace(
         drawn,
-        optimizer=replace(drawn.optimizer, schedule="plateau", plateau_patience=1),
+        optimizer=replace(drawn.optimizer, schedule="plateau"),
+        experimental=ExperimentalConfig(plateau_patience=1),
         training=replace(
             drawn.training, batch_size=3, ema=0.9, validate_every=2, patience=3, save_every=100
         ),
@@ -194,9 +195,8 @@ def without_chance(config: Config, **training: Any) -> Config:
         config,
         model=model,
         optimizer=replace(config.optimizer, lr=0.0, encoder_lr=0.0, clip_norm=1e6),
-        training=replace(
-            config.training, label_smoothing=0.1, attention_penalty=1.0, augment=False, **training
-        ),
+        training=replace(config.training, label_smoothing=0.1, augment=False, **training),
+        experimental=replace(config.experimental, attention_penalty=1.0),
     )
 
 
@@ -382,11 +382,10 @@ def test_a_stage_that_stalls_ends_early(drawn: Config, tmp_path: Path, scores: l
 def test_checkpoints_are_written_when_they_happen_and_a_plateau_lowers_the_rate(
     drawn: Config, tmp_path: Path, scores: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    optimizer = replace(
-        drawn.optimizer, schedule="plateau", plateau_patience=1, plateau_decay=0.5, warmup_steps=0
-    )
+    optimizer = replace(drawn.optimizer, schedule="plateau", warmup_steps=0)
+    experimental = ExperimentalConfig(plateau_patience=1, plateau_decay=0.5)
     training = replace(drawn.training, epochs=3, frozen_epochs=3, validate_every=1, batch_size=4)
-    config = replace(drawn, optimizer=optimizer, training=training)
+    config = replace(drawn, optimizer=optimizer, training=training, experimental=experimental)
     scores += [0.3, 0.2, 0.4, 0.1, 0.3, 0.2]
     run, rates, update = tmp_path / "run", [], Learner.update
     best: list[int] = []

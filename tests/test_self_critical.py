@@ -115,7 +115,7 @@ def test_the_reward_counts_the_end() -> None:
 
 S = 5
 TOLD = ["a dog runs on grass", "a man 's red hat", "grass on grass"]
-SETTINGS = SelfCriticalConfig(epochs=1, samples=S, temperature=0.7, bleu_weight=0.25)
+SETTINGS = SelfCriticalConfig(epochs=1, samples=S, temperature=0.7)
 
 
 def photographs(places: Sequence[int]) -> Batch:
@@ -128,7 +128,7 @@ def photographs(places: Sequence[int]) -> Batch:
 @pytest.fixture
 def objective(small: Checkpoint) -> SelfCritical:
     examples = [Example(Path(f"{place}.jpg"), (text,)) for place, text in enumerate(TOLD)]
-    reward = Reward(examples, small.vocabulary, SETTINGS.bleu_weight)
+    reward = Reward(examples, small.vocabulary, 0.25)
     return SelfCritical(small.model, reward, SETTINGS, torch.float32)
 
 

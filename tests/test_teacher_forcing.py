@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captioner.config import TrainingConfig
+from captioner.config import Config, ExperimentalConfig, TrainingConfig
 from captioner.data.dataset import Batch
 from captioner.data.tags import TagSet
 from captioner.data.vocabulary import BOS, EOS, PAD, Vocabulary
@@ -30,7 +30,10 @@ CAPTIONS = [
     [[9, 8, 7, 6, 5, 4, 12]],
 ]
 SPOKEN = [[4, EOS], [5, 6, 8, EOS], [EOS], [7, 8, EOS]]
-SETTINGS = TrainingConfig(label_smoothing=0.2, attention_penalty=0.7, tag_weight=0.3)
+SETTINGS = Config(
+    training=TrainingConfig(label_smoothing=0.2, tag_weight=0.3),
+    experimental=ExperimentalConfig(attention_penalty=0.7),
+)
 EVERYONE = range(len(CAPTIONS))
 
 
@@ -47,7 +50,7 @@ def make(tied: bool = True) -> CaptionModel:
     return build_model(config, Vocabulary(WORDS), TagSet(TAGS)).eval()
 
 
-def objective_of(model: CaptionModel, settings: TrainingConfig = SETTINGS) -> TeacherForcing:
+def objective_of(model: CaptionModel, settings: Config = SETTINGS) -> TeacherForcing:
     return TeacherForcing(model, settings, torch.float32)
 
 
@@ -204,7 +207,8 @@ def test_captions_of_padding_alone_teach_nothing() -> None:
     """The tags of such photographs do: without them, nothing does."""
     model = make()
     silent = batch()._replace(words=padded([[]] * 8, 5))
-    objective = objective_of(model, replace(SETTINGS, tag_weight=0.0))
+    training = replace(SETTINGS.training, tag_weight=0.0)
+    objective = objective_of(model, replace(SETTINGS, training=training))
     loss, found = run(objective, silent)
     assert loss.item() == 0.0
     assert not any(bool(gradient.any()) for gradient in found.values())
@@ -262,7 +266,9 @@ def test_an_empty_part_has_a_gradient_of_zero_where_something_learns() -> None:
 def test_settings_reach_the_decoder() -> None:
     objective, whole = objective_of(make()), batch()
     loss, expected = run(objective, whole)
-    truncated, found = run(objective_of(objective.model, replace(SETTINGS, truncation=1)), whole)
+    experimental = replace(SETTINGS.experimental, truncation=1)
+    other = replace(SETTINGS, experimental=experimental)
+    truncated, found = run(objective_of(objective.model, other), whole)
     assert torch.equal(truncated, loss)
     weight = "model.caption_decoder.initial.weight"
     assert not torch.allclose(found[weight], expected[weight], rtol=1e-2)

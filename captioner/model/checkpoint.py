@@ -14,14 +14,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from captioner.config import Config
+from captioner.config import Config, from_stored
 from captioner.data.tags import Calibration, TagSet
 from captioner.data.vocabulary import SPECIAL, Vocabulary
 from captioner.files import as_json, from_json, replacing
 from captioner.model.device import own_settings
 from captioner.model.encoder import Encoder
 from captioner.model.model import CaptionModel
-from captioner.settings import from_dict, to_dict
+from captioner.settings import to_dict
 
 __all__ = [
     "Checkpoint",
@@ -162,7 +162,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _from_metadata(metadata: dict[str, Any]) -> Checkpoint:
-    config = from_dict(Config, metadata["config"])
+    config = from_stored(metadata["config"])
     frequencies = [float(share) for share in metadata["tag_frequencies"]]
     tags = TagSet(_strings(metadata["tags"]), frequencies)
     vocabulary = Vocabulary(_strings(metadata["vocabulary"]))

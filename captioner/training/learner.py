@@ -97,7 +97,7 @@ class Learner:
             return None
         self.optimizer.zero_grad(set_to_none=True)
         figure = self.group.sum(self._backward(micro_batches, totals)).item()
-        update = Update(figure, clip_gradients(self.model, self.config.optimizer), rate)
+        update = Update(figure, clip_gradients(self.model, self.config), rate)
         if update.finite:
             self.consistent = False
             self.optimizer.step()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from captioner.config import OptimizerConfig
+from captioner.config import Config, OptimizerConfig
 from captioner.model.model import CaptionModel
 
 __all__ = [
@@ -41,25 +41,27 @@ def build_optimizer(model: CaptionModel, config: OptimizerConfig) -> torch.optim
     )
 
 
-def rate_factor(config: OptimizerConfig, step: int, steps: int, scores: Sequence[float]) -> float:
+def rate_factor(config: Config, step: int, steps: int, scores: Sequence[float]) -> float:
     """Return the share of the peak learning rate at one of ``steps``.
 
     ``scores`` are those of the evaluations so far, which a plateau is seen in.
     """
-    if config.schedule == "cosine":
-        return rise(step, config.warmup_steps) * cosine(step, steps)
-    fallen: float = config.plateau_decay ** drops(scores, config.plateau_patience)
-    return rise(step, config.warmup_steps) * fallen
+    risen = rise(step, config.optimizer.warmup_steps)
+    if config.optimizer.schedule == "cosine":
+        return risen * cosine(step, steps)
+    experimental = config.experimental
+    fallen: float = experimental.plateau_decay ** drops(scores, experimental.plateau_patience)
+    return risen * fallen
 
 
-def clip_gradients(model: nn.Module, config: OptimizerConfig) -> float:
+def clip_gradients(model: nn.Module, config: Config) -> float:
     """Bound the gradients as the config says; return their norm before."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
-    if config.clip_value:
-        nn.utils.clip_grad_value_(model.parameters(), config.clip_value)
+    if config.experimental.clip_value:
+        nn.utils.clip_grad_value_(model.parameters(), config.experimental.clip_value)
     else:
-        nn.utils.clip_grads_with_norm_(model.parameters(), config.clip_norm, norm)
+        nn.utils.clip_grads_with_norm_(model.parameters(), config.optimizer.clip_norm, norm)
     return norm.item()
 
 

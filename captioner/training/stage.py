@@ -88,7 +88,7 @@ class Stage(ABC):
             step: The number of steps before this one in the whole run.
             scores: CIDEr-D of this stage's evaluations so far.
         """
-        factor = rate_factor(self.config.optimizer, *self.within_schedule(step), scores)
+        factor = rate_factor(self.config, *self.within_schedule(step), scores)
         for group in optimizer.param_groups:
             group["lr"] = factor * self._peak(group["peak"])
         return float(optimizer.param_groups[0]["lr"])
@@ -119,7 +119,7 @@ class _TeacherForced(Stage):
         dtype: torch.dtype,
     ) -> Objective:
         """Return teacher forcing; arguments as in :meth:`Stage.objective`."""
-        return TeacherForcing(model, self.config.training, dtype)
+        return TeacherForcing(model, self.config, dtype)
 
 
 class _Frozen(_TeacherForced):
@@ -155,8 +155,8 @@ class _SelfCritical(Stage):
         dtype: torch.dtype,
     ) -> Objective:
         """Return self-critical learning; arguments as in :meth:`Stage.objective`."""
-        settings = self.config.self_critical
-        return SelfCritical(model, Reward(examples, words, settings.bleu_weight), settings, dtype)
+        reward = Reward(examples, words, self.config.experimental.bleu_weight)
+        return SelfCritical(model, reward, self.config.self_critical, dtype)
 
     def set_learning(self, model: CaptionModel) -> None:
         """Let the caption decoder alone learn, and set the model's mode."""
