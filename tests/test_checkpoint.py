@@ -20,7 +20,7 @@ from captioner.data.tags import Calibration
 from captioner.inference import Captioner
 from captioner.model.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 
-BIAS = "projection.0.bias"
+BIAS, VARIANCE = "projection.0.bias", "encoder.backbone.bn1.running_var"
 
 
 def test_reload_gives_the_same(tiny: Checkpoint, tmp_path: Path) -> None:
@@ -96,6 +96,27 @@ def _missing(path: Path) -> None:
     _rewrite(path, lambda tensors: tensors.pop("projection.0.bias"))
 
 
+def _deep(path: Path) -> None:
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    save_file(load_file(path), path, {**metadata, "captioner": "[" * 200_000})
+
+
+def _large(path: Path) -> None:
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    save_file(load_file(path), path, {**metadata, "captioner": " " * 70_000_000})
+
+
+def _absurd_scale(path: Path) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
+        weight = tensors["projection.0.weight"]
+        tensors["projection.0.weight"] = torch.full_like(weight, 127, dtype=torch.int8)
+        tensors["projection.0.weight.scale"] = torch.full((len(weight),), 1e30)
+
+    _rewrite(path, change)
+
+
 def _foreign(path: Path) -> None:
     save_file({"a": torch.zeros(1)}, path)
 
@@ -146,6 +167,16 @@ def _rewrite(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) ->
         (_metadata(lambda m: m.update(calibration=[math.nan, 0])), "calibration"),
         (_metadata(lambda m: m.update(tag_frequencies=[0.0] * 5)), "frequency"),
         (_metadata(lambda m: m.pop("provenance")), "provenance"),
+        (_metadata(lambda m: m.update(provenance={"a": "b" * 2_000_000})), "provenance has more"),
+        (_metadata(lambda m: m.update(calibration=[10**400, 0])), "too large"),
+        (_metadata(lambda m: m["vocabulary"].__setitem__(0, "")), "vocabulary has '', .* no word"),
+        (_metadata(lambda m: m["tags"].__setitem__(1, " ")), "vocabulary has ' ', .* no word"),
+        (_deep, "nested too deeply"),
+        (_large, "metadata has more than 67,108,864 bytes"),
+        (_tensor(BIAS, torch.full((11,), 1e30)), r"'projection.0.bias' holds numbers up to 1e\+30"),
+        (_tensor(BIAS, torch.full((11,), -1e30)), "holds numbers up to"),
+        (_absurd_scale, r"'projection.0.weight' holds numbers up to 1.27e\+32"),
+        (_tensor(VARIANCE, torch.full((64,), -1.0)), "holds a negative variance, -1"),
         (lambda path: path.unlink(), "no such file"),
         (lambda path: path.write_bytes(b""), "not a safetensors file"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,12 @@ from safetensors.torch import save_file
 from torchvision import models
 
 from captioner.config import EncoderConfig, Preprocessing
+from captioner.model.checkpoint import (
+    Checkpoint,
+    build_model,
+    load_checkpoint,
+    save_checkpoint,
+)
 from captioner.model.encoder import Encoder, load_backbone_weights
 from captioner.settings import ConfigError
 
@@ -66,6 +73,49 @@ def test_grid_is_what_torchvision_pools(name: str) -> None:
 def test_what_yields_no_grid_is_refused(name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Encoder(name, Preprocessing())
+
+
+NO_GRID = {"maxvit_t", "vit_b_16", "vit_b_32", "vit_h_14", "vit_l_16", "vit_l_32"}
+
+
+@pytest.mark.filterwarnings("ignore:The default weight initialization")
+def test_every_backbone_builds_without_weights_or_is_refused() -> None:
+    """A checkpoint is loaded into such a model: each of its tensors must be in the file."""
+    refused, computed = set(), set()
+    for name in models.list_models(module=models):
+        try:
+            with torch.device("meta"):
+                encoder = Encoder(name, Preprocessing())
+        except ConfigError:
+            refused.add(name)
+        except NotImplementedError:
+            computed.add(name)  # its sizes are computed with tensors; built on the CPU to be loaded
+        else:
+            tensors = [*encoder.named_parameters(), *encoder.named_buffers()]
+            assert {key for key, _ in tensors} == encoder.state_dict().keys(), name
+            plain = [v for m in encoder.modules() for v in vars(m).values()]
+            assert not any(isinstance(value, torch.Tensor) for value in plain), name
+    assert refused == NO_GRID
+    assert all(name.startswith("regnet_") for name in computed)
+
+
+@pytest.mark.filterwarnings("ignore:The default weight initialization")
+@pytest.mark.parametrize(
+    "name", ["regnet_x_400mf", "regnet_y_400mf", "swin_v2_t", "googlenet", "shufflenet_v2_x0_5"]
+)
+def test_a_checkpoint_of_a_backbone_loads(tiny: Checkpoint, tmp_path: Path, name: str) -> None:
+    config = replace(tiny.config, encoder=EncoderConfig(name, "random"))
+    model = build_model(config, tiny.vocabulary, tiny.tags).eval()
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(replace(tiny, config=config, model=model), path)
+    chance = torch.get_rng_state()
+    loaded = load_checkpoint(path).model
+    assert torch.equal(torch.get_rng_state(), chance)
+    state = model.state_dict()
+    assert all(torch.equal(tensor, state[key]) for key, tensor in loaded.state_dict().items())
+    pixels = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    with torch.inference_mode():
+        assert torch.equal(loaded.encode(pixels), model.encode(pixels))
 
 
 def _step(encoder: Encoder) -> dict[str, torch.Tensor]:

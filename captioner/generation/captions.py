@@ -201,17 +201,18 @@ def _search(
     rules: Sequence[TokenRule],
     required: Sequence[int] = (),
 ) -> list[list[Hypothesis]]:
-    seen: list[Tensor] = []
+    is_nan: list[Tensor] = []
 
     def step(tokens: Tensor, state: _States) -> tuple[Tensor, _States]:
         log_probs, _, state = _step(decoders, tokens, state, adjustment)
-        seen.append(log_probs[:, 0])  # a softmax with a NaN among its logits is NaN everywhere
+        # A softmax with a NaN among its logits is NaN everywhere. Rules write into it afterwards.
+        is_nan.append(log_probs[:, 0].isnan())
         return log_probs, state
 
     first = torch.full((len(grids[0]),), BOS, device=grids[0].device)
     found = search(step, first, _States.start(decoders, grids), options, rules, required)
     # Checked once, as each look at a value waits for the device.
-    if torch.cat(seen).isnan().any():
+    if torch.cat(is_nan).any():
         raise NotFiniteError
     return found
 

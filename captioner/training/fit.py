@@ -12,6 +12,7 @@ import torch
 from captioner.config import Config
 from captioner.data.sources import read_data
 from captioner.files import locked
+from captioner.model.device import own_settings
 from captioner.training.distributed import joined
 from captioner.training.reporter import Say
 from captioner.training.stopper import Stopper
@@ -20,6 +21,7 @@ from captioner.training.trainer import Trainer
 __all__ = ["fit"]
 
 
+@own_settings()
 def fit(
     config: Config,
     run: Path,
