@@ -19,7 +19,7 @@ from captioner.folder import describe_folder
 from captioner.inference import Captioner, Description
 from captioner.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from captioner.model.device import own_settings
-from captioner.training.trainer import fit
+from captioner.training.fit import fit
 from conftest import draw_picture, drawn_run
 from test_inference import pictures
 
