@@ -6,8 +6,6 @@ import hashlib
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +13,13 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import PIL
 import pytest
 import torch
+from processes import end, forked, start
 
 from captioner.config import Preprocessing
 from captioner.data.dataset import Features, PixelBatch, pixel_batches
@@ -364,47 +364,34 @@ def test_the_size_is_said_before_it_is_written(cache: Cache, paths: list[str]) -
     assert cache.said == [f"features of 7 photographs: 0.1 MB to write in {folder}"]
 
 
-RUN = """
-import hashlib, os, signal, sys
-from pathlib import Path
-import torch
-from captioner.config import Preprocessing
-from captioner.data.dataset import pixel_batches
-from captioner.model.encoder import Encoder
-from captioner.training import features
+def encode(folder: Path, paths: list[str], dies_after: int = 99) -> None:
+    """Be a process that encodes, two photographs at a time, and says so; it may kill itself."""
 
-dies_after, folder, *paths = sys.argv[1:]
+    def counted(
+        paths: Sequence[str], preprocessing: Preprocessing, size: int, workers: int
+    ) -> Iterator[PixelBatch]:
+        for number, batch in enumerate(pixel_batches(paths, preprocessing, size, workers)):
+            if number == dies_after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            print("encoded", flush=True)
+            yield batch
 
-def counted(*arguments):
-    for number, batch in enumerate(pixel_batches(*arguments)):
-        if number == int(dies_after):
-            os.kill(os.getpid(), signal.SIGKILL)
-        print("encoded", flush=True)
-        yield batch
-
-torch.manual_seed(0)
-encoder = Encoder("squeezenet1_1", Preprocessing(size=64))
-features.pixel_batches, features._BATCH = counted, 2
-made = features.encode_features(encoder, paths, Path(folder), torch.float32, 0, lambda line: None)
-print(hashlib.sha256(made.rows.tobytes()).hexdigest())
-"""
+    with patch.multiple(features, pixel_batches=counted, _BATCH=2):
+        made = encode_features(make_encoder(), paths, folder, torch.float32, 0, lambda line: None)
+    print(hashlib.sha256(made.rows.tobytes()).hexdigest())
 
 
-def start(folder: Path, paths: list[str], dies_after: int = 99) -> subprocess.Popen[str]:
-    arguments = [sys.executable, "-c", RUN, str(dies_after), str(folder), *paths]
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
-
-
-@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")  # as these processes have
 def test_killed_and_by_two_processes_at_once(
     cache: Cache, paths: list[str], tmp_path: Path
 ) -> None:
-    killed = start(tmp_path / "shared", paths, dies_after=1)
-    assert killed.communicate()[0].split() == ["encoded"]
-    assert killed.returncode == -signal.SIGKILL
-    both = [start(tmp_path / "shared", paths) for _ in range(2)]
-    outputs = [process.communicate()[0].split() for process in both]
-    assert [process.returncode for process in both] == [0, 0]
+    killed = forked(encode, tmp_path / "shared", paths, 1)
+    assert killed == (-signal.SIGKILL, "encoded\n")
+    told = [tmp_path / name for name in ("first", "second")]
+    both = [start(said, encode, tmp_path / "shared", paths) for said in told]
+    ended = [end(process, said) for process, said in zip(both, told, strict=True)]
+    assert [process.status for process in ended] == [0, 0]
+    outputs = [process.said.split() for process in ended]
     assert sorted(len(output) for output in outputs) == [1, 4]  # three chunks, by one of them
     undisturbed = hashlib.sha256(cache(paths).rows.tobytes()).hexdigest()
     assert {output[-1] for output in outputs} == {undisturbed}
