@@ -12,13 +12,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from xdist.scheduler import LoadScopeScheduling
 
 from captioner.config import (
     Config,
@@ -47,17 +48,27 @@ BACKBONE = "mobilenet_v3_small"  # a twelfth of resnet18's weights to draw, trai
 COLOURS = ["red", "green", "blue", "yellow", "black", "white", "orange", "purple"]
 
 
-# What takes long to make: tests that share one of these go to the same worker of pytest-xdist.
-SHARED = ("best", "browser", "by_32", "result", "undisturbed", "whole")
+# Each of these files has a fixture that takes long to make: all of its tests go to one worker.
+TOGETHER = ("default", "report", "runs", "scripts", "training")
+
+
+class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+    """Gives pytest-xdist's workers one test at a time, but those files whole, and first."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        together = Path(file).stem.removeprefix("test_") in TOGETHER
+        return file if together else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    return Scheduling(config, log)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark the tests of the browser, and keep those together that share what takes long."""
-    names: list[str] = getattr(item, "fixturenames", [])
-    if "browser" in names:
+    if "browser" in getattr(item, "fixturenames", []):
         item.add_marker("browser")
-    for name in [name for name in SHARED if name in names]:
-        item.add_marker(pytest.mark.xdist_group(name))
 
 
 def tiny_config(attention: bool = True) -> Config:
