@@ -47,7 +47,7 @@ _BATCH = 32
 
 
 class Description(NamedTuple):
-    """What is on one photograph; ``captions`` has the best first, and it is ``caption``."""
+    """The captions and tags of one image, each best first; ``caption`` is the first caption."""
 
     caption: Caption
     captions: list[Caption]
@@ -62,9 +62,9 @@ class Captioner:
     bare string or image, and ``ImageError`` (with ``index`` and ``path``) for an image that
     cannot be read.
 
-    Whatever the caller's default dtype, default device and autocast are, a model computes under its
-    own. In a process that was forked after a model was loaded it computes in one thread; a server
-    with several processes that are to use more threads each loads it in each of them.
+    A model computes under its own default dtype, default device and autocast, whatever the caller's
+    are. In a process that was forked after a model had been loaded, torch computes in one thread. A
+    server whose processes need more threads each starts them without a fork ("spawn").
     """
 
     @own_settings()
@@ -137,8 +137,15 @@ class Captioner:
     ) -> list[Description]:
         """Return captions and tags of each image from one pass of the encoder.
 
-        ``attention`` asks for the captions' attention weights too, which costs one more pass of
-        the decoder.
+        Args:
+            images: As for all methods.
+            options: How captions are searched; the library's defaults if there are none.
+            threshold: The lowest score of a tag, as in :meth:`tags_of`.
+            attention: Whether captions have attention weights, for one more pass of the decoder.
+
+        Raises:
+            ConfigError: As :meth:`check` and :meth:`encode` raise it.
+            ImageError: An image cannot be read.
         """
         return [
             Description(captions[0], captions, tags)
@@ -234,14 +241,14 @@ def _check_ensemble(checkpoints: Sequence[Checkpoint]) -> None:
     if not checkpoints:
         raise ConfigError("an ensemble takes at least one checkpoint")
     first = checkpoints[0]
-    for place, other in enumerate(checkpoints[1:], start=2):
+    for number, other in enumerate(checkpoints[1:], start=2):
         for what, ours, theirs in (
             ("words", first.vocabulary.words, other.vocabulary.words),
             ("tags", first.tags.vocabulary.words, other.tags.vocabulary.words),
             ("preprocessing", first.config.preprocessing, other.config.preprocessing),
         ):
             if ours != theirs:
-                raise ConfigError(f"checkpoint {place} of the ensemble has other {what}")
+                raise ConfigError(f"checkpoint {number} of the ensemble has other {what}")
 
 
 def _open(image: ImageLike, size: int) -> Image.Image:

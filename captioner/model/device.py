@@ -63,9 +63,10 @@ def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
 def own_settings() -> Iterator[None]:
     """Build and compute under our own settings of torch, whatever those of the caller are.
 
-    The default dtype is float32, the default device the CPU, and autocast is off. In a process that
-    was forked from one that computed, torch is limited to one thread from then on: a fork has none
-    of its parent's threads, and would wait for them for ever.
+    The default dtype is float32 (in all threads of the process, as torch has one for all), the
+    default device is the CPU, and autocast is off. In a process that was forked from one that
+    computed, torch has one thread from then on. A fork has none of its parent's threads, and
+    OpenMP would wait for them for ever.
     """
     global _computing
     if _computing not in (None, os.getpid()):

@@ -84,18 +84,18 @@ class Encoder(nn.Module):
         return list(children[0].children()) if len(children) == 1 else children
 
     def freeze(self, blocks: int | None = None) -> None:
-        """Stop the learning of the first so many blocks, of all by default; let the rest learn.
+        """Freeze the first ``blocks`` blocks, all by default, and unfreeze the rest.
 
-        What the first blocks see (edges, colours) is much the same for all photographs, and they
-        cost most of a step: Yosinski et al., "How transferable are features in deep neural
-        networks?" (2014). Raises ``ConfigError`` when there are not so many blocks.
+        The first blocks detect edges and colours, which are much the same in all photographs, and
+        they cost most of a step: Yosinski et al., "How transferable are features in deep neural
+        networks?" (2014). Raises ``ConfigError`` when there are fewer blocks.
         """
         chain = self.blocks
         self._frozen = len(chain) if blocks is None else blocks
         if self._frozen > len(chain):
             raise ConfigError(f"frozen_blocks is {blocks}; {self.name} takes 0 to {len(chain)}")
-        for place, block in enumerate(chain):
-            block.requires_grad_(place >= self._frozen)
+        for index, block in enumerate(chain):
+            block.requires_grad_(index >= self._frozen)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Encoder:

@@ -1,6 +1,6 @@
-"""Photographs read in processes of their own: a decoder that crashes or hangs costs only itself.
+"""Worker processes that read photographs: a decoder that crashes or hangs costs one photograph.
 
-No torch here, nor in the processes, so that they start in a moment.
+Neither this module nor the workers import torch, so that they start in a moment.
 """
 
 from __future__ import annotations
@@ -68,13 +68,22 @@ _MOST_MEMORY = 1_450_000_000
 def read_ahead(
     read: Reader, photographs: Iterable[Found], workers: int, depth: int, timeout: float
 ) -> Generator[tuple[str, bytes | UnreadableError], None, None]:
-    """Yield each path and what ``read`` makes of it, in order; ``depth`` of them are read ahead.
+    """Yield each path and its pixels, or why there are none, in the order of ``photographs``.
 
-    ``workers`` processes read. One that takes more than ``timeout`` seconds over a photograph is
-    killed, and gives an ``UnreadableError`` for that photograph alone. So does one that crashes
-    over a photograph, or needs more than 1.5 GB for it; a photograph is tried twice before a crash
-    is laid to it. Raises ``DecodingError`` when a process cannot be started at all. The processes
-    need POSIX; elsewhere photographs are read here, one after the other, and a ``Notice`` says so.
+    Where a decoder hangs, needs too much memory or crashes, the result of that photograph alone is
+    an ``UnreadableError``. After a crash a photograph is tried once more in a new process, as the
+    first one may have been killed for another reason. The processes need POSIX; elsewhere
+    photographs are read here, one after the other, and a ``Notice`` says so.
+
+    Args:
+        read: Reads one photograph, in a worker process that has at most 1.5 GB of memory.
+        photographs: What is to be read; those with an error are passed through.
+        workers: How many processes read.
+        depth: How many photographs are read ahead of the one that is yielded.
+        timeout: Seconds after which a process is killed over a photograph.
+
+    Raises:
+        DecodingError: A process cannot be started at all.
     """
     if not _POSIX:
         yield from _read_here(read, photographs)
@@ -101,7 +110,7 @@ def read_ahead(
 def _read_here(
     read: Reader, photographs: Iterable[Found]
 ) -> Iterator[tuple[str, bytes | UnreadableError]]:
-    """Yield each path and what ``read`` makes of it in this process, without a time limit."""
+    """Yield each path and its pixels, read in this process and without a time limit."""
     text = "photographs are read one at a time, and without a time limit, where there is no POSIX"
     warnings.warn(text, Notice, stacklevel=2)
     for path, error in photographs:
@@ -112,7 +121,7 @@ def _read_here(
 
 
 class _Workers:
-    """Processes that are started when they are first needed, and again after they died."""
+    """Processes that are started when they are first needed, and again after they ended."""
 
     def __init__(self, read: Reader, count: int, timeout: float) -> None:
         self._read, self._timeout = read, timeout
@@ -237,7 +246,7 @@ def _path() -> list[str]:
 
 
 def serve(descriptor: int) -> None:
-    """Answer requests until the other side is gone: what a process that reads does."""
+    """Be a worker: read the photographs that are asked for, until the pipe ends."""
     connection = Connection(descriptor)
     warnings.simplefilter("ignore")
     # The model's threads wait for each other: one that must share its core holds up all of them.
