@@ -31,11 +31,11 @@ or the report not written; 2 wrong usage, before any work; 130 stopped by Ctrl-C
 
 
 class _UsageError(Exception):
-    """What makes the command end with status 2 before any work."""
+    """An error that ends the command with status 2 before any work."""
 
 
 class _StoppedError(Exception):
-    """What makes the command end with status 1 in the middle of its work."""
+    """An error that ends the command with status 1 in the middle of its work."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

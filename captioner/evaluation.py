@@ -42,7 +42,7 @@ Grids = Iterable[tuple[list[int], Tensor]]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model wrote for a split, and how good it is.
+    """A model's captions and tags for a split, with their scores.
 
     ``examples`` are those whose photograph could be read; ``captions`` and ``tags`` are theirs,
     in order. ``tag_precision`` is the share of the first three tags that a caption (or the named

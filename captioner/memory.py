@@ -1,4 +1,4 @@
-"""Memory that is freed and needed again a moment later."""
+"""The C library's treatment of freed memory that the next batch needs again."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import sys
 
 __all__ = ["keep_freed_memory"]
 
-# Of glibc's malloc.h.
+# Numbers of mallopt's parameters in glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep what it frees, for its next batch, until it ends.
+    """Make glibc keep the memory that this process frees, for the next batch.
 
-    Otherwise glibc gives the memory of a large tensor back to the system at once, and the next one
-    is mapped anew, page by page, which is much of what an encoder takes on a processor. The most
-    that is used at a time becomes a few per cent more. It is for programs to call, not for
-    libraries; where the C library is another one nothing changes. Source: mallopt(3).
+    By default glibc returns the memory of a large tensor to the system at once. The next tensor
+    is then mapped anew, page by page, which is much of an encoder's time on a CPU. The peak of
+    memory grows by a few per cent. Programs call this function; a library should not, because the
+    setting is the whole process's. With another C library nothing changes. Source: mallopt(3).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

@@ -1,4 +1,4 @@
-"""What all pages for a browser have in common: one file that needs nothing else, thumbnails."""
+"""Self-contained HTML pages from templates, and the thumbnails in them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ _SIDE = 256
 
 
 def write_page(path: str, name: str, **values: Any) -> None:
-    """Write the page of a template, with its style and its script in it, whole or not at all.
+    """Write the page of a template, with its style and script inline, whole or not at all.
 
-    Its files are ``page/NAME.html``, which extends ``page.html``, ``NAME.css``, which comes after
-    ``page.css``, and where there is one ``NAME.js``. The values are escaped. Raises ``OSError``.
+    The template is ``page/NAME.html``, which extends ``page.html``. The style is ``page.css``, then
+    ``NAME.css``. The script is ``NAME.js``, if there is one. The values are escaped. Raises
+    ``OSError``.
     """
     loader = PackageLoader("captioner", "page")
     environment = Environment(autoescape=True, loader=loader)
@@ -45,7 +46,7 @@ def _hash(text: str) -> str:
 
 
 def thumbnail(path: str) -> bytes:
-    """Return a JPEG, its longer side at most 256 pixels, after its width and height.
+    """Return the width and the height in decimal digits, then a JPEG of at most 256 x 256 pixels.
 
     Raises ``UnreadableError``.
     """
@@ -57,6 +58,6 @@ def thumbnail(path: str) -> bytes:
 
 
 def picture(thumbnail: bytes) -> dict[str, Any]:
-    """Return what a page needs to show a thumbnail."""
+    """Return the template's values for a thumbnail: its size in pixels, its JPEG in base64."""
     width, height, jpeg = thumbnail.split(b" ", 2)
     return {"width": int(width), "height": int(height), "thumbnail": b64encode(jpeg).decode()}

@@ -24,7 +24,7 @@ _SHOWN = 3
 
 
 class Resolved(NamedTuple):
-    """Which of the known names each wanted name stands for."""
+    """The matches of wanted names with known names."""
 
     found: dict[str, str]
     """The known name of each wanted name that has one."""

@@ -33,7 +33,7 @@ _ORIGINALS = frozenset({"originals", "masters"})
 
 @dataclass
 class PassedOver:
-    """What a search of folders passes over, apart from names that begin with a dot.
+    """Counts of the files and folders that a search skips, without names that begin with a dot.
 
     Attributes:
         system: the names of folders that systems and programs keep for themselves.
@@ -93,7 +93,7 @@ def find_photographs(
 
 
 class _Search:
-    """What is to be found in folders, and what was passed over."""
+    """The search of folders for photographs, which counts the files that it skips."""
 
     def __init__(self, exclude: list[str], passed_over: PassedOver) -> None:
         self._endings = image_endings()

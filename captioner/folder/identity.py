@@ -1,4 +1,4 @@
-"""Which photographs are the same, however they are spelled, and which have changed."""
+"""Identity of photographs: paths of the same file, and files that have changed."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class JournalError(ValueError):
 
 
 class Stamp(NamedTuple):
-    """What tells whether a file is still the one that was described.
+    """The size and time of a file, by which a later run sees whether the file has changed.
 
     Attributes:
         size: in bytes.

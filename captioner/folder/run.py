@@ -235,7 +235,7 @@ class FolderRun:
 
 
 class _Work:
-    """What a run does between its checks and its end."""
+    """The work of a run between its checks and its end."""
 
     def __init__(
         self,
@@ -439,7 +439,7 @@ class _Work:
 
 
 class _Part(NamedTuple):
-    """What one call of ``describe_folder`` is to do: ``photographs`` but those in ``done``."""
+    """The task of one call of ``describe_folder``: ``photographs`` except those in ``done``."""
 
     photographs: Sequence[Found]
     done: Container[str]

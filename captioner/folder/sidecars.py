@@ -58,7 +58,7 @@ def closed_folders(images: Iterable[str]) -> dict[str, str]:
 
 
 class _There(NamedTuple):
-    """What lies where a sidecar is to be.
+    """The present content of a sidecar's path.
 
     Attributes:
         content: its bytes; none if there is nothing, or no plain file.

@@ -135,7 +135,7 @@ class _Element:
 
     @property
     def text(self) -> str:
-        """What stands in it, apart from its children."""
+        """The element's own text, without that of its children."""
         return "".join(self.parts).strip()
 
 

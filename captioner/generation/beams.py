@@ -86,7 +86,7 @@ class Beams:
 
 @dataclass
 class Trace:
-    """What each step chose, to follow back from the end: all ``(B, max_words + 1, K)``."""
+    """The choices of every step, for backtracking from the end: all ``(B, max_words + 1, K)``."""
 
     parents: Tensor
     tokens: Tensor

@@ -166,7 +166,7 @@ def _scored(best: Hypothesis, vocabulary: Vocabulary, calibration: Calibration) 
 
 
 class _States(NamedTuple):
-    """What an ensemble carries from step to step."""
+    """The states of an ensemble's decoders between two steps."""
 
     members: tuple[DecoderState, ...]
 

@@ -32,7 +32,7 @@ def _with_meanings(cls: type[T]) -> type[T]:
 @_with_meanings
 @dataclass(frozen=True)
 class SearchOptions(Ranged):
-    """What a person may say about a search; the command line's flags are made from it.
+    """The options of a search; the command line's flags are made from these fields.
 
     Words are taken in lower case, and a caption's length counts its words and its end. A value
     out of range is a ``ConfigError`` that names the range, and so are values that contradict each

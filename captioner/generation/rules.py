@@ -15,7 +15,7 @@ __all__ = ["Forbid", "NoEnding", "NoRepeat", "TokenRule", "number_rules"]
 
 
 class TokenRule(Protocol):
-    """What may come next, whatever the decoder thinks of it."""
+    """A constraint on the next token that overrides the decoder's probabilities."""
 
     def __call__(self, tokens: Tensor, log_probs: Tensor) -> Tensor:
         """Return the log-probabilities ``(R, V)`` with -inf where a token may not follow.

@@ -34,7 +34,7 @@ _BLOCK = 128
 
 
 class State(Protocol):
-    """What a step carries along, a row a hypothesis."""
+    """The state that a decoder passes from step to step, one row for each hypothesis."""
 
     def select(self: S, rows: Tensor) -> S:
         """Return the state of ``rows`` ``(B', K')``; images stay in order or are dropped."""
@@ -169,7 +169,7 @@ def _choose(
 
 
 class _Candidates(NamedTuple):
-    """What may follow each row of a group: W tokens a row."""
+    """The candidates for the next token of each row of a group: W tokens a row."""
 
     tokens: Tensor  # (B, K, W)
     terms: Tensor  # (B, K, W): log-probabilities

@@ -16,7 +16,7 @@ __all__ = ["Decoder", "DecoderState", "Dropout"]
 
 
 class DecoderState(NamedTuple):
-    """What a decoder carries from step to step; K = R / B consecutive rows share an image."""
+    """A decoder's state between two steps; K = R / B consecutive rows share an image."""
 
     grid: Tensor
     """``(B, N, D)``"""

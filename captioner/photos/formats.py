@@ -8,7 +8,7 @@ HEIF_ENDINGS = frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"})
 """The endings of HEIF, which phones write and the package pillow-heif reads."""
 
 HEIF_HINT = 'HEIC is read after: pip install "captioner[heif]"'
-"""What to tell a person who has such photographs."""
+"""The advice to a person who has such photographs."""
 
 OTHER_ENDINGS = HEIF_ENDINGS | {
     # cameras' raw data

@@ -1,4 +1,4 @@
-"""What lies in files: a hash of each, and those that did not change are not read again."""
+"""SHA-256 digests of files, kept on disk so that an unchanged file is not read again."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ _TICK_NS = 2_000_000_000
 
 
 class Digests:
-    """The SHA-256 of files, kept in a file of its own between runs.
+    """The SHA-256 digests of files, kept in one file between runs.
 
-    A file with the size, the times and the inode that it had is not read again, unless it was
-    written so shortly before it was hashed that a later write could have left the same time
-    (git's "racily clean"). Several processes may keep their digests in one place.
+    A file with the same size, times and inode as before is not read again. The digest of a file
+    that was written within 2 s before its hashing is not kept, because a later write could leave
+    the same times (git's "racily clean"). Several processes may share one file of digests.
     """
 
     def __init__(self, path: Path) -> None:
-        """Take up what is kept at ``path``; a file that is missing or damaged counts as empty."""
+        """Read the digests at ``path``; a missing or damaged file counts as empty."""
         self._path = path
         self._kept = _read(path)
         self._new: dict[str, str] = {}
 
     def of(self, files: Sequence[str]) -> list[str]:
-        """Return the SHA-256 of each file in hexadecimal, or why it cannot be read."""
+        """Return the SHA-256 of each file in hexadecimal, or why the file is unreadable."""
         with ThreadPoolExecutor() as pool:
             digests = pool.map(self._of, files)
-            # Shown to a person only where it takes longer than a second.
+            # The progress bar appears only on a terminal and only after one second.
             return list(tqdm(digests, "hashing", len(files), False, disable=None, delay=1.0))
 
     def save(self) -> None:
-        """Keep what is new, beside what others have kept meanwhile; raises ``OSError``."""
+        """Add the new digests to those that other processes kept meanwhile; raises ``OSError``."""
         if not self._new:
             return
         with locked(f"{self._path}.lock"), replacing(str(self._path)) as file:
@@ -70,7 +70,7 @@ class Digests:
 
 
 def _stamp(status: os.stat_result) -> str:
-    # The change time and the inode tell of what was put there with the time of another.
+    # A file put in place with the old modification time has another change time or inode.
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
 
 

@@ -1,7 +1,7 @@
-"""Several processes that train one model: who does what, and what they tell each other.
+"""Data-parallel training: the group of processes that train one model, and their collectives.
 
-Started by ``torchrun``, which says to each process in its environment which one it is. One process
-is a group of one, and everything here is then what it would be without a group.
+``torchrun`` starts the processes and gives each its rank in environment variables.
+Without torchrun the group has one process and every collective is a no-op.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Group:
-    """The processes of a run; this one is ``rank`` of ``size``.
+    """The processes of a run: this process has rank ``rank`` among ``size`` processes.
 
-    On its machine it is ``local_rank`` of ``local_size``.
+    ``local_rank`` is its rank among the ``local_size`` processes on the same machine.
     """
 
     rank: int = 0
@@ -36,29 +36,29 @@ class Group:
 
     @property
     def main(self) -> bool:
-        """Whether this process writes the run's files and speaks for all."""
+        """Whether this process has rank 0, which alone writes the run's files and prints."""
         return self.rank == 0
 
     def device(self, device: torch.device) -> torch.device:
-        """Return this process's own device of a kind: each has a GPU to itself."""
+        """Return the device of this process: on CUDA, the GPU whose index is ``local_rank``."""
         if device.type != "cuda" or self.size == 1:
             return device
         torch.cuda.set_device(self.local_rank)
         return torch.device("cuda", self.local_rank)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Return the sum of the processes' tensors."""
+        """Return the sum of the tensor over the processes (all-reduce)."""
         if self.size > 1:
             tensor = tensor.clone()
             distributed.all_reduce(tensor)
         return tensor
 
     def any(self, said: bool, device: torch.device) -> bool:
-        """Return whether any process said so; ``device`` is where this process computes."""
+        """Return whether ``said`` is true in any process; ``device`` is this process's device."""
         return bool(self.sum(torch.tensor(float(said), device=device)))
 
     def merge(self, found: dict[int, T]) -> dict[int, T]:
-        """Return what all processes found, in the order of the keys."""
+        """Return the union of the processes' dictionaries, sorted by key (all-gather)."""
         parts: list[dict[int, T]] = [found]
         if self.size > 1:
             parts = [{} for _ in range(self.size)]
@@ -67,7 +67,7 @@ class Group:
         return dict(sorted(merged.items()))
 
     def wait(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process has called this method (barrier)."""
         if self.size > 1:
             distributed.barrier()
 
@@ -75,12 +75,12 @@ class Group:
         """Return a module whose gradients are the mean over the processes."""
         if self.size == 1:
             return module
-        # Gradients of depthwise weights, (C, 1, k, k), have strides that only look like others.
+        # A depthwise weight's gradient (C, 1, k, k) can have other strides for the same layout.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         return DistributedDataParallel(module)
 
     def alone(self, module: nn.Module) -> AbstractContextManager[None]:
-        """Return where a wrapped module's gradients are gathered but not yet sent around."""
+        """Return a context in which gradients accumulate in this process without an all-reduce."""
         if isinstance(module, DistributedDataParallel):
             return module.no_sync()
         return nullcontext()
@@ -88,7 +88,7 @@ class Group:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Group]:
-    """Join the processes that ``torchrun`` started; a group of one where it did not."""
+    """Join the group of processes that ``torchrun`` started, or yield a group of one process."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield Group()

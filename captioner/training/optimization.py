@@ -1,4 +1,4 @@
-"""How weights learn: with which rate, how far in one step, and what is averaged over steps."""
+"""The optimizer, the schedule of its learning rate, gradient clipping and weight averaging."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ __all__ = [
 
 
 def build_optimizer(model: CaptionModel, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Return AdamW over two groups of weights, the encoder's and the rest.
+    """Return AdamW over two groups of weights, the encoder's and all others.
 
-    Each group's ``peak`` is its highest learning rate.
+    ``peak`` of a group is the group's highest learning rate.
     """
     encoder = list(model.encoder.parameters())
     known = {id(parameter) for parameter in encoder}
@@ -42,9 +42,16 @@ def build_optimizer(model: CaptionModel, config: OptimizerConfig) -> torch.optim
 
 
 def rate_factor(config: Config, step: int, steps: int, scores: Sequence[float]) -> float:
-    """Return the share of the peak learning rate at one of ``steps``.
+    """Return the learning rate of a step as a share of the peak learning rate.
 
-    ``scores`` are those of the evaluations so far, which a plateau is seen in.
+    Args:
+        config: The schedule and its settings.
+        step: The index of the step within the schedule, from 0.
+        steps: The number of steps of the schedule.
+        scores: The scores of the evaluations so far, from which a plateau is detected.
+
+    Returns:
+        A factor between 0 and 1.
     """
     risen = rise(step, config.optimizer.warmup_steps)
     if config.optimizer.schedule == "cosine":
@@ -55,7 +62,7 @@ def rate_factor(config: Config, step: int, steps: int, scores: Sequence[float]) 
 
 
 def clip_gradients(model: nn.Module, config: Config) -> float:
-    """Bound the gradients as the config says; return their norm before."""
+    """Clip the gradients by value or by norm, as the config says; return the norm before."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
     if config.experimental.clip_value:
@@ -68,9 +75,9 @@ def clip_gradients(model: nn.Module, config: Config) -> float:
 def build_average(model: CaptionModel, decay: float) -> AveragedModel:
     """Return a copy of the model whose ``update_parameters`` moves it towards the model.
 
-    After n updates the average keeps min(decay, (1 + n) / (10 + n)) of itself, so that it forgets
-    where training began. Source: Polyak and Juditsky (1992); the rise is TensorFlow's
-    ``ExponentialMovingAverage``.
+    At update n the decay is min(``decay``, (1 + n) / (10 + n)). The low decay at first lets the
+    average forget the first weights. Source of averaging: Polyak and Juditsky (1992). Source of the
+    rising decay: TensorFlow's ``ExponentialMovingAverage``.
     """
 
     def move(average: Sequence[Tensor], present: Sequence[Tensor], updates: Tensor | int) -> None:
@@ -81,12 +88,12 @@ def build_average(model: CaptionModel, decay: float) -> AveragedModel:
 
 
 def rise(step: int, warmup: int) -> float:
-    """Return the share of the peak learning rate while it rises: linear, 1 from ``warmup`` on."""
+    """Return the share of the peak learning rate in a linear warm-up: 1 from ``warmup`` on."""
     return min(1.0, (step + 1) / max(warmup, 1))
 
 
 def cosine(step: int, steps: int) -> float:
-    """Return 1 at the first of ``steps``, falling as a cosine to 0 at the end.
+    """Return a factor that falls as a cosine from 1 at the first step to 0 after ``steps``.
 
     Source: Loshchilov and Hutter, "SGDR" (2017), equation 5, with one period.
     """
@@ -94,7 +101,7 @@ def cosine(step: int, steps: int) -> float:
 
 
 def drops(scores: Sequence[float], patience: int) -> int:
-    """Return how often ``patience`` scores in a row were no better than the best before them."""
+    """Return the number of runs of ``patience`` scores, none better than the best before."""
     best, waited, count = -math.inf, 0, 0
     for score in scores:
         waited = 0 if score > best else waited + 1
@@ -105,7 +112,7 @@ def drops(scores: Sequence[float], patience: int) -> int:
 
 
 def ramp(step: int, steps: int, highest: float) -> float:
-    """Return a value that rises from 0 to ``highest`` as a line over ``steps``.
+    """Return a value that rises linearly from 0 to ``highest`` over ``steps``.
 
     Source: the linear decay of Bengio et al., "Scheduled Sampling" (2015), section 2.4.
     """

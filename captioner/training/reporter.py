@@ -1,4 +1,4 @@
-"""What a run tells: lines and a progress bar for a person, records for its log."""
+"""Reports of a run's progress: lines and a progress bar on a terminal, records in the log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training run says of itself: ``log.jsonl`` always, and TensorBoard's form of it."""
+"""The log of a training run: ``log.jsonl``, and on request the same figures for TensorBoard."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _SIDE = 256
 
 
 def read_log(run: Path) -> list[Record]:
-    """Return the records of a run's ``log.jsonl`` in order; what is cut off is none.
+    """Return the records of a run's ``log.jsonl`` in order, without a line that is cut off.
 
-    Each has ``step``, the updates done, and ``stage``. That of an evaluation also has ``epoch``,
-    and ``samples``, the captions of a few photographs by path; that of a step has neither.
-    Raises ``OSError``.
+    Each record has ``step``, the number of updates done, and ``stage``. The record of an evaluation
+    also has ``epoch`` and ``samples``, the captions of a few photographs by path. The record of a
+    step has neither. Raises ``OSError``.
     """
     return [record for _, record in _lines(run / "log.jsonl")]
 
@@ -49,16 +49,16 @@ def _lines(path: Path) -> list[tuple[bytes, Record]]:
 
 
 class RunLog:
-    """The log of one run, in its folder; a line is written when what it tells has happened.
+    """The log of one run, in the run's folder; each record is written at once.
 
-    All writing raises ``OSError``.
+    Every method that writes raises ``OSError``.
     """
 
     def __init__(self, run: Path, after: int | None, tensorboard: bool) -> None:
-        """Open the log of a run that goes on ``after`` so many steps; ``None`` begins it anew.
+        """Open the log of a run that continues after step ``after``; ``None`` empties the log.
 
-        Lines of later steps are taken away, for these steps are done again. Raises
-        ``ConfigError`` where ``tensorboard`` is asked for and not installed.
+        Lines of later steps are removed, because these steps are done again. Raises
+        ``ConfigError`` where ``tensorboard`` is true and TensorBoard is not installed.
         """
         self._path = run / "log.jsonl"
         lines = _lines(self._path)
@@ -71,23 +71,23 @@ class RunLog:
             file.writelines(line for line, _ in kept)
 
     def __enter__(self) -> RunLog:
-        """Return itself."""
+        """Return this log."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Write out what waits."""
+        """Write TensorBoard's buffered records and close its writer."""
         if self._writer is not None:
             self._writer.close()
 
     def flush(self) -> None:
-        """Write out what waits, so that a state saved next is not ahead of the log."""
+        """Write TensorBoard's buffered records, so that a snapshot is never ahead of the log."""
         if self._writer is not None:
             self._writer.flush()
 
     def step(self, step: int, stage: str, figures: Mapping[str, SupportsFloat]) -> None:
-        """Log every tenth step: its loss or reward, learning rate, norm of the gradient.
+        """Log every tenth step: the loss or reward, the learning rate, the norm of the gradient.
 
-        Figures of other steps are not asked for their values, which may wait on a device.
+        Figures of other steps are not converted to floats, because this can wait for the device.
         """
         if step % _EVERY == 0:
             values = {name: float(value) for name, value in figures.items()}
@@ -97,11 +97,15 @@ class RunLog:
     def evaluation(
         self, figures: Mapping[str, Any], images: Sequence[str], captions: Sequence[str]
     ) -> None:
-        """Log the figures of an evaluation, and what it said of a few of the photographs.
+        """Log the figures of an evaluation, and its captions of a few photographs.
 
-        ``figures`` have at least ``epoch``, ``step`` and ``stage``; ``captions`` are those of
-        ``images``, in order. A run may have been killed after this and before it was saved: the
-        evaluation of a step that is logged already is not logged again.
+        The evaluation of a step that is in the log is not logged again: a run may have been killed
+        between the log's record and the snapshot.
+
+        Args:
+            figures: The figures by name, at least ``epoch``, ``step`` and ``stage``.
+            images: The paths of the evaluated photographs.
+            captions: The caption of each photograph, in the same order.
         """
         step = figures["step"]
         if step <= self._evaluated:
@@ -116,7 +120,7 @@ class RunLog:
         self._append({**figures, "samples": samples})
 
     def _append(self, record: Record) -> None:
-        """Write a line; a figure that is no number, which JSON does not know, is null."""
+        """Append a record; NaN and infinity, which JSON lacks, are written as null."""
         known = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in record.items()
@@ -135,7 +139,7 @@ class RunLog:
         for number, (image, caption) in enumerate(samples.items(), 1):
             tag = f"samples/{number}"
             text = printable(f"{Path(image).name}: {caption}")
-            # The drawn caption is beside its photograph, but its font has few letters.
+            # The picture's font lacks many letters, so the caption is logged as text too.
             self._writer.add_text(tag, text, step)
             with suppress(UnreadableError):
                 pixels = np.asarray(_with_caption(image, caption))
@@ -154,7 +158,7 @@ def _writer(folder: Path, purge_step: int) -> SummaryWriter:
 
 
 def _with_caption(path: str, caption: str) -> Image.Image:
-    """Return a photograph of at most 256 x 256 pixels above its caption."""
+    """Return a picture of a photograph, at most 256 x 256 pixels, with the caption below."""
     photograph = open_rgb(path, _SIDE // 3)
     photograph.thumbnail((_SIDE, _SIDE))
     lines = wrap(printable(caption), 34)

@@ -1,7 +1,8 @@
-"""Self-critical sequence training: captions are drawn, rewarded, and made likelier or less so.
+"""Self-critical sequence training: captions are sampled, rewarded, and made likelier or less so.
 
-Sources: Rennie et al., "Self-critical sequence training for image captioning" (2017), equation 8;
-the baseline is that of Luo, "A better variant of self-critical sequence training" (2020).
+The loss is that of Rennie et al., "Self-critical sequence training for image captioning" (2017),
+equation 8. The baseline is that of Luo, "A better variant of self-critical sequence training"
+(2020).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _END = "</s>"  # no token of a caption
 
 
 class Reward:
-    """CIDEr-D of captions, and a share of BLEU-4, with the end of the sentence as a last word.
+    """CIDEr-D of captions mixed with a share of BLEU-4, the end of the sentence being a last word.
 
     Without the end among the words, captions learn to break off ("a man in a"). Document
     frequencies are those of the training captions.
@@ -56,7 +57,10 @@ class Reward:
         self._vocabulary, self._bleu_weight = vocabulary, bleu_weight
 
     def __call__(self, captions: Sequence[Sequence[int]], images: Sequence[int]) -> Tensor:
-        """Return the reward of each caption (ids without BOS and EOS) of an image of the data."""
+        """Return the rewards ``(R,)`` of captions, given as token ids without BOS and EOS.
+
+        ``images`` has the index of each caption's photograph in the training data.
+        """
         texts = [detokenize(self._vocabulary.decode(tokens)) for tokens in captions]
         words = [[*found, _END] for found in ptb_tokenize(texts)]
         rewards = torch.from_numpy(self._references.cider_d(words, images))
@@ -67,7 +71,7 @@ class Reward:
 
 
 def advantages(rewards: Tensor) -> Tensor:
-    """Return each reward ``(B, S)`` less the mean of its image's other samples."""
+    """Return each reward ``(B, S)`` minus the mean reward of its image's other samples."""
     samples = rewards.shape[1]
     return (rewards - rewards.mean(dim=1, keepdim=True)) * samples / (samples - 1)
 
@@ -81,10 +85,18 @@ def draw(
     max_words: int,
     seeds: Sequence[int],
 ) -> list[list[int]]:
-    """Draw S captions an image of the grid ``(B, N, D)``: lists of ids, R = B·S in all.
+    """Sample S captions of each image; other images of the batch do not change an image's captions.
 
-    The logits are divided by ``temperature``, which is part of the policy. What is drawn for an
-    image depends on its seed, one of ``seeds`` ``(B,)``, and not on what else is in the batch.
+    Args:
+        decoder: The decoder whose next-word distribution is sampled.
+        grid: The images' features ``(B, N, D)``.
+        samples: S, the number of captions of each image.
+        temperature: The divisor of the logits, which is part of the policy.
+        max_words: The length at which a caption is cut off, in words.
+        seeds: The seed of each image, ``(B,)``.
+
+    Returns:
+        The token ids of R = B·S captions, the S captions of an image side by side.
     """
 
     def step(tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
@@ -109,9 +121,19 @@ def policy_log_probs(
     temperature: float,
     max_words: int,
 ) -> Tensor:
-    """Return the log-probability of drawing each caption: ``(R,)``.
+    """Return the log-probability of each caption under the policy that ``draw`` samples from.
 
-    A caption of ``max_words`` ends because it must, which is no choice and has no gradient.
+    A caption of ``max_words`` is cut off. Its end is not sampled and has no gradient.
+
+    Args:
+        decoder: The decoder that learns.
+        grid: The images' features ``(B, N, D)``.
+        captions: The token ids of R = B·S captions, as ``draw`` returns them.
+        temperature: The divisor of the logits.
+        max_words: The length at which a caption was cut off, in words.
+
+    Returns:
+        The log-probabilities ``(R,)``, in nats.
     """
     length = max(map(len, captions)) + 1
     tokens = torch.full((len(captions), length + 1), PAD)
@@ -130,16 +152,19 @@ def policy_log_probs(
 
 
 def policy_gradient_loss(log_probs: Tensor, rewards: Tensor) -> Tensor:
-    """Return what has the policy gradient of the summed expected reward: both ``(B, S)``."""
+    """Return a loss whose gradient is the policy gradient of the summed expected reward.
+
+    ``log_probs`` and ``rewards`` are ``(B, S)``.
+    """
     return -(advantages(rewards) * log_probs).sum()
 
 
 class SelfCritical(nn.Module):
-    """The loss of a batch of features: captions are drawn and rewarded; the decoder alone learns.
+    """The loss of a micro-batch of features; only the caption decoder learns.
 
-    The loss and the reward are means over all captions drawn in a step, of which a batch may be
-    only a part. ``seed`` is the present step's: with a photograph's place in the data it says what
-    is drawn, whoever has the photograph.
+    The loss and the reward are means over all captions sampled in a step. A micro-batch has only
+    a share of these captions. ``seed`` is the seed of the present step. The seed and a photograph's
+    index in the data fix the photograph's captions, in whichever process they are sampled.
     """
 
     def __init__(
@@ -149,24 +174,31 @@ class SelfCritical(nn.Module):
         settings: SelfCriticalConfig,
         precision: torch.dtype,
     ) -> None:
-        """Take the model whose caption decoder learns, and the number type of its forward pass."""
+        """Take the model whose caption decoder learns.
+
+        Args:
+            model: The captioner; its encoder and its projection do not learn.
+            reward: The reward of a caption.
+            settings: The number of samples and the temperature.
+            precision: The dtype of the forward pass.
+        """
         super().__init__()
         self.decoder, self._project = model.caption_decoder, model.project
         self._reward, self._settings, self._precision = reward, settings, precision
         self.seed = 0
 
     def begin_step(self, seed: int, step: int, steps: int) -> None:
-        """Draw captions by a seed from now on; the step's place in the schedule is not needed."""
+        """Set the seed of a step; the loss does not depend on ``step`` or ``steps``."""
         self.seed = seed
 
     def counts(self, batch: Batch) -> Tensor:
-        """Return how many captions are drawn for a batch: ``(1,)``."""
+        """Return the number of captions that are sampled for a micro-batch, ``(1,)``."""
         return torch.tensor([float(len(batch.images) * self._settings.samples)])
 
     def forward(self, batch: Batch, totals: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a batch's part of the step's loss, and of its mean reward.
+        """Return a micro-batch's share of the step's loss, and of the step's mean reward.
 
-        ``totals`` is the sum of ``counts`` over the parts of the step.
+        ``totals`` is the sum of ``counts`` over the micro-batches of all processes.
         """
         if not len(batch.images):
             return no_loss(self.parameters()), totals.new_zeros(())
@@ -176,7 +208,7 @@ class SelfCritical(nn.Module):
         with autocast(device, self._precision), torch.no_grad():
             grid = self._project(batch.images.to(device).float())
             captions = draw(self.decoder, grid, samples, temperature, limit, seeds)
-        # Not in the same autocast: it keeps the weights as it cast them, here without gradient.
+        # A second autocast, because the first caches the weights it cast without gradient.
         with autocast(device, self._precision):
             log_probs = policy_log_probs(self.decoder, grid, captions, temperature, limit)
         images = [index for index in batch.indices for _ in range(samples)]

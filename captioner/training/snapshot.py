@@ -1,4 +1,4 @@
-"""All that an exact continuation of a run needs, in one file beside its checkpoints."""
+"""The snapshot of a run: one file from which the run continues exactly."""
 
 from __future__ import annotations
 

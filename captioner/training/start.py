@@ -1,4 +1,4 @@
-"""What a run begins with: a backbone's weights, or a whole captioner and room for new words."""
+"""The first weights of a run: a backbone's, or a whole captioner's with rows for new words."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from captioner.version import __version__
 
 __all__ = ["begin", "extend_tags", "extend_vocabulary", "grow", "inherit"]
 
-# What a run that starts from a checkpoint may say anew, for its weights fit any.
+# A run that starts from a checkpoint may change these settings: no weight's shape depends on them.
 _FREE = ("dropout", "preprocessing.size")
 
 
 def begin(config: Config, examples: Sequence[Example]) -> Checkpoint:
-    """Return what a run on the examples begins with: a model at its first weights, words, tags.
+    """Return the model with its first weights, the words and the tags of a run on the examples.
 
-    Its config is the run's, with the sizes of the checkpoint ``model.init`` where it names one.
+    Where ``model.init`` names a checkpoint, the config has the sizes of this checkpoint.
     Raises ``ConfigError`` and ``CheckpointError``.
     """
     data = config.data
@@ -84,8 +84,9 @@ def _load_encoder(encoder: Encoder, config: EncoderConfig) -> None:
 def inherit(config: Config, source: Config) -> Config:
     """Return a run's config with the sizes of the checkpoint that it starts from.
 
-    What the run's config leaves at its default is the checkpoint's; ``ConfigError`` for what it
-    sets to something else, except dropout and the size of photographs.
+    A size that the run's config leaves at its default is taken from the checkpoint. The run may
+    change dropout and the size of photographs. Raises ``ConfigError`` where the run sets another
+    size than the checkpoint's.
     """
     ours, theirs, default = _sizes(config), _sizes(source), _sizes(Config())
     changes = {
@@ -105,7 +106,7 @@ def inherit(config: Config, source: Config) -> Config:
 
 
 def _sizes(config: Config) -> dict[str, Any]:
-    """Return what must agree between a checkpoint and a run that starts from it, by its key."""
+    """Return, by key, the settings that a run must share with the checkpoint it starts from."""
     model = to_dict(config.model)
     del model["init"]
     decoders = {f"model.{d}.{k}": v for d in ("caption", "tags") for k, v in model.pop(d).items()}
@@ -115,7 +116,7 @@ def _sizes(config: Config) -> dict[str, Any]:
 
 
 def extend_vocabulary(old: Vocabulary, new: Vocabulary) -> Vocabulary:
-    """Return the old words under their ids, then those of the new ones that are not among them."""
+    """Return the old words with their ids, then the new words that are not among the old ones."""
     return Vocabulary([*old.words[len(SPECIAL) :], *_added(old, new)])
 
 
@@ -124,9 +125,10 @@ def _added(old: Vocabulary, new: Vocabulary) -> list[str]:
 
 
 def extend_tags(old: TagSet, new: TagSet) -> TagSet:
-    """Return the old tags, then the new; frequencies are the new data's where it has the tag.
+    """Return the old tags, then the new ones.
 
-    Another spelling of an old tag is not added: of one stem only one tag is ever said.
+    The frequency of a tag is that in the new data, where the new data has the tag. A new tag with
+    the stem of an old tag is not added, because a photograph gets only one tag of each stem.
     """
     names = old.vocabulary.words[len(SPECIAL) :]
     stems = {stem(name): name for name in reversed(names)}
@@ -137,11 +139,20 @@ def extend_tags(old: TagSet, new: TagSet) -> TagSet:
 
 
 def grow(source: Checkpoint, config: Config, words: Vocabulary, tags: TagSet) -> Checkpoint:
-    """Return a checkpoint with the source's weights, words and tags, and those that it has not.
+    """Return the source's checkpoint, extended by the words and tags that the source lacks.
 
-    A new word begins as the mean of the old ones, so that it is never the likeliest before it has
-    been learnt: Hewitt, "Initializing New Word Embeddings for Pretrained Language Models"
-    (2021).
+    The weights of a new word begin as the mean of the old words' weights. The new word is then
+    never the likeliest before training. Source: Hewitt, "Initializing New Word Embeddings for
+    Pretrained Language Models" (2021).
+
+    Args:
+        source: The checkpoint that the run starts from.
+        config: The run's config, with the source's sizes.
+        words: The words of the run's captions.
+        tags: The tags of the run's examples.
+
+    Returns:
+        A checkpoint whose old words and tags have the ids of the source.
     """
     words, tags = extend_vocabulary(source.vocabulary, words), extend_tags(source.tags, tags)
     model = build_model(config, words, tags)
@@ -155,7 +166,10 @@ def grow(source: Checkpoint, config: Config, words: Vocabulary, tags: TagSet) ->
 
 
 def _with_rows(rows: Tensor, fresh: Tensor) -> Tensor:
-    """Return the rows, and more of them, up to the number of rows of a fresh model."""
+    """Return the rows, then as many rows of their mean as ``fresh`` has more.
+
+    The mean is over the rows of words, without the special tokens.
+    """
     old = rows[len(SPECIAL) :]
     more = fresh[len(rows) :]
     return torch.cat([rows, old.mean(dim=0, keepdim=True).expand_as(more) if len(old) else more])

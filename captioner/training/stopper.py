@@ -1,4 +1,4 @@
-"""A run that is asked to stop: by Ctrl-C, by SIGTERM, at a moment that suits it."""
+"""Stopping a run by SIGINT (Ctrl-C) or SIGTERM, at the end of a step where possible."""
 
 from __future__ import annotations
 
@@ -12,43 +12,44 @@ __all__ = ["StoppedError", "Stopper"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-# What comes sooner is the same wish once more: torchrun passes on what a terminal has sent to all.
+# A second signal within this time repeats the first: torchrun forwards a signal that the terminal
+# has already sent to every process.
 _AGAIN_SECONDS = 1.0
 
 
 class StoppedError(BaseException):
-    """A run that was asked to stop, and has saved all it needs to go on.
+    """The run was asked to stop; a later run continues from the latest snapshot.
 
-    No ``Exception``, or whoever answers a broken file would take it for one.
+    Not an ``Exception``, so that code which handles a broken file does not catch the stop.
     """
 
 
 class Stopper:
-    """Whether SIGINT or SIGTERM asked a run to stop: after its step, or at once between steps.
+    """A context manager in which SIGINT and SIGTERM ask the run to stop.
 
-    A context manager, in which it handles these signals; ``signal`` is the one that came. Who asks
-    again is not kept waiting.
+    The run stops after the present step, or at once between steps. A second signal stops the run
+    at once. ``signal`` is the number of the signal that came, 0 before one came.
     """
 
     def __init__(self) -> None:
-        """Nobody has asked yet."""
+        """Begin without a signal."""
         self.signal = 0
         self._asked = 0.0
         self._idle = False
         self._before: list[Any] = []
 
     def __enter__(self) -> Stopper:
-        """Begin to listen; only the main thread may."""
+        """Install the signal handlers; only the main thread may do this."""
         self._before = [(number, signal.signal(number, self.ask)) for number in _SIGNALS]
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave the signals to whoever had them before."""
+        """Restore the previous signal handlers."""
         for number, handler in self._before:
             signal.signal(number, handler)
 
     def ask(self, number: int, *_: object) -> None:
-        """Ask the run to stop; raises ``StoppedError`` unless a step is to be finished first."""
+        """Ask the run to stop; raises ``StoppedError`` unless a step must be finished first."""
         now = time.monotonic()
         self._asked = self._asked or now
         self.signal = number
@@ -58,7 +59,7 @@ class Stopper:
 
     @contextmanager
     def idle(self) -> Iterator[None]:
-        """Stop at once in here: no step is under way."""
+        """Raise ``StoppedError`` at once on a signal in this context: no step is under way."""
         self._idle = True
         try:
             if self.signal:

@@ -1,4 +1,4 @@
-"""Learning from people's captions: each word is predicted from those before it."""
+"""Teacher forcing: each word of a person's caption is predicted from the words before it."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ __all__ = ["TeacherForcing"]
 
 
 class TeacherForcing(nn.Module):
-    """The loss of a batch: of its captions, and ``tag_weight`` times that of its tags.
+    """The loss of the captions plus ``tag_weight`` times the loss of the tags.
 
-    Each is the mean over the tokens of a whole step. Of a micro-batch it is that batch's share of
-    the mean, so that the losses and gradients of all micro-batches add up to the step's.
-    ``own_words`` is the present share of scheduled sampling.
+    Each loss is a mean over the tokens of a whole step. A micro-batch yields its share of the
+    mean. The losses and gradients of all micro-batches add up to those of the step. ``own_words``
+    is the present probability of scheduled sampling.
     """
 
     def __init__(self, model: CaptionModel, config: Config, dtype: torch.dtype) -> None:
-        """Take the model that learns, and the number type of its forward pass."""
+        """Take the model that learns, its settings, and the dtype of the forward pass."""
         super().__init__()
         self.model, self._dtype = model, dtype
         self._training, self._experimental = config.training, config.experimental
         self.own_words = 0.0
 
     def begin_step(self, seed: int, step: int, steps: int) -> None:
-        """Set the share of scheduled sampling of a step of ``steps``; ``seed`` is not needed."""
+        """Set the probability of scheduled sampling; the loss does not depend on ``seed``."""
         self.own_words = ramp(step, steps, self._experimental.own_words)
 
     def counts(self, batch: Batch) -> Tensor:
-        """Return the numbers of words, tags and captions that a batch has: ``(3,)``."""
+        """Return the numbers of words, tags and captions of a micro-batch, ``(3,)``."""
         words, tags = batch.words[:, 1:] != PAD, batch.tags[:, 1:] != PAD
         return torch.stack([words.sum(), tags.sum(), words.any(dim=1).sum()]).float()
 
     def forward(self, batch: Batch, totals: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a batch's share of the step's loss, and the same as a figure without gradient.
+        """Return a micro-batch's share of the step's loss, and the same value without gradient.
 
         ``totals`` is the sum of ``counts`` over the micro-batches of all processes.
         """
@@ -57,7 +57,7 @@ class TeacherForcing(nn.Module):
         model, pixels = self.model, images.dtype == torch.uint8
         grid = model.encode(images) if pixels else model.project(images.float())
 
-        # From each word, the next one: the last is only a target, BOS only an input.
+        # Targets are the inputs shifted by one: BOS is only an input, the last token only a target.
         words = batch.words.to(totals.device)
         inputs, targets = words[:, :-1], words[:, 1:]
         mask = targets != PAD

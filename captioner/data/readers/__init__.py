@@ -26,7 +26,7 @@ class Loaded(NamedTuple):
     uncaptioned: dict[str, str]
     """Why each photograph has no caption, by its path."""
     notes: list[str]
-    """What is odd about the files, and how many names are spelled otherwise there."""
+    """Notes on oddities of the files, and the number of names that are spelled otherwise there."""
 
     @property
     def left_out(self) -> dict[str, str]:

@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 NULL_CAPTIONS = "captions that are null, passed over"
-"""What :meth:`Problems.count` calls captions that say nothing."""
+"""The name under which :meth:`Problems.count` counts captions that are null."""
 
 _TOLD = 5
 
@@ -44,7 +44,7 @@ class Text(NamedTuple):
     path: Path
     content: str
     notes: list[str]
-    """What is unusual about its encoding."""
+    """Notes on an unusual encoding of the file."""
 
     @property
     def first_line(self) -> str:
