@@ -191,7 +191,7 @@ def locked(path: str, waiting: Callable[[], None] = lambda: None) -> Iterator[bo
     ``Notice`` says so once, and the work goes on without.
 
     Args:
-        path: the file of the lock, which is made, stays empty and is never removed.
+        path: the file of the lock, which is made and, as filelock sees fit, stays.
         waiting: called if another process has the lock, before waiting for it; may raise.
 
     Raises:
