@@ -110,8 +110,12 @@ def describe(
     found: dict[int, tuple[Caption, list[Tag]]] = {}
     model, words = checkpoint.model, checkpoint.vocabulary
     for places, grid in grids:
-        captions = write_captions([model.caption_decoder], words, [grid], options)
-        tags = write_tags([model.tag_decoder], checkpoint.tags, checkpoint.calibration, [grid])
+        captions = write_captions(
+            [model.caption_decoder], words, [grid], options, check_finite=False
+        )
+        tags = write_tags(
+            [model.tag_decoder], checkpoint.tags, checkpoint.calibration, [grid], False
+        )
         best = [alternatives[0] for alternatives in captions]
         found |= dict(zip(places, zip(best, tags, strict=True), strict=True))
     return found

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from processes import SCORES, Moment, script, scripted_scores, settings, struck
 from torch import nn
 
@@ -22,7 +21,7 @@ from captioner.data.dataset import Features
 from captioner.data.sources import read_data
 from captioner.evaluation import Evaluation
 from captioner.model.checkpoint import load_checkpoint
-from captioner.photos.images import open_rgb
+from captioner.photos.images import Photograph, open_photograph
 from captioner.settings import ConfigError
 from captioner.training.advice import TrainingError
 from captioner.training.distributed import Group
@@ -321,15 +320,15 @@ def test_out_of_memory_saves_and_names_what_to_try(
 def test_a_photograph_that_ends_its_reader_is_left_out_once_it_is_empty(
     drawn: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    crashing, reader = Path(drawn.data.images) / "red.png", open_rgb
+    crashing, reader = Path(drawn.data.images) / "red.png", open_photograph
 
-    def read(path: str, size: int) -> Image.Image:
+    def read(path: str, size: int) -> Photograph:
         if path == str(crashing) and crashing.stat().st_size and parent_process():
             time.sleep(0.5)  # until all that was read before has arrived
             os.kill(os.getpid(), signal.SIGKILL)
         return reader(path, size)
 
-    monkeypatch.setattr("captioner.data.dataset.open_rgb", read)
+    monkeypatch.setattr("captioner.data.dataset.open_photograph", read)
     advice = "process that reads photographs has ended: .*(killed|exited).*check_data.* Empty that"
     with pytest.raises(TrainingError, match=advice):
         fit(drawn, tmp_path / "run", CPU, quiet)

@@ -108,15 +108,17 @@ def write_captions(
     grids: Sequence[Tensor],
     options: SearchOptions,
     attention: bool = False,
+    check_finite: bool = True,
 ) -> list[list[Caption]]:
     """Return the captions of each image, best first.
 
     ``grids`` has a grid ``(B, N, D)`` for each decoder; several are an ensemble, whose
     log-probability is the mean of theirs. Raises ``ConfigError`` for words of the options that
-    the vocabulary does not have.
+    the vocabulary does not have, and, with ``check_finite``, ``NotFiniteError`` for a model that
+    computes NaN. A training run that diverges is validated without that check.
     """
     rules, required = token_rules(options, vocabulary)
-    found = _search(decoders, grids, None, options, rules, required)
+    found = _search(decoders, grids, None, options, rules, required, check_finite)
     looked = _attention(decoders, grids, found) if attention else [[None] * len(f) for f in found]
     return [
         [_caption(h, vocabulary, weights) for h, weights in zip(*image, strict=True)]
@@ -141,9 +143,15 @@ def _caption(
 
 
 def write_tags(
-    decoders: Sequence[Decoder], tags: TagSet, calibration: Calibration, grids: Sequence[Tensor]
+    decoders: Sequence[Decoder],
+    tags: TagSet,
+    calibration: Calibration,
+    grids: Sequence[Tensor],
+    check_finite: bool = True,
 ) -> list[list[Tag]]:
-    """Return the tags of each image, best first, none twice; ``grids`` as for captions.
+    """Return the tags of each image, best first, none twice.
+
+    ``grids`` and ``check_finite`` are as for captions.
 
     Each tag's probability is divided by a power of the tag's frequency, so that what is
     particular to a photograph is said before what is true of many: logit adjustment, Menon et
@@ -154,7 +162,9 @@ def write_tags(
     rules: list[TokenRule] = [Forbid(UNSAID), NoRepeat()]
     return [
         _scored(hypotheses[0], tags.vocabulary, calibration)
-        for hypotheses in _search(decoders, grids, rarity, TAG_OPTIONS, rules)
+        for hypotheses in _search(
+            decoders, grids, rarity, TAG_OPTIONS, rules, check_finite=check_finite
+        )
     ]
 
 
@@ -200,6 +210,7 @@ def _search(
     options: SearchOptions,
     rules: Sequence[TokenRule],
     required: Sequence[int] = (),
+    check_finite: bool = True,
 ) -> list[list[Hypothesis]]:
     is_nan: list[Tensor] = []
 
@@ -212,7 +223,7 @@ def _search(
     first = torch.full((len(grids[0]),), BOS, device=grids[0].device)
     found = search(step, first, _States.start(decoders, grids), options, rules, required)
     # Checked once, as each look at a value waits for the device.
-    if torch.cat(is_nan).any():
+    if check_finite and is_nan and torch.cat(is_nan).any():
         raise NotFiniteError
     return found
 

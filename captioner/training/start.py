@@ -77,7 +77,10 @@ def _load_encoder(encoder: Encoder, config: EncoderConfig) -> None:
         return
     default = load_checkpoint(default_path()).model.encoder
     if default.name != config.name:
-        raise ConfigError(f"encoder.weights is 'default', which is a {default.name}")
+        raise ConfigError(
+            f"encoder.weights is 'default', the encoder in the package, and encoder.name "
+            f"{config.name!r}; set encoder.name to {default.name!r}"
+        )
     encoder.load_state_dict(default.state_dict())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -241,7 +242,7 @@ def beside(these: list[list[Caption]], those: list[list[Caption]]) -> Figures:
     return {
         "best differ": sum(a[0].text != b[0].text for a, b in pairs),
         "n-best differ": sum(a != b for a, b in zip(several[::2], several[1::2], strict=True)),
-        "log_prob apart": max(abs(a.log_prob - b.log_prob) for a, b in same),
+        "log_prob apart": max((abs(a.log_prob - b.log_prob) for a, b in same), default=math.nan),
     }
 
 
