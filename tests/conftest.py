@@ -34,7 +34,7 @@ from captioner.config import (
 from captioner.data.tags import TagSet
 from captioner.data.vocabulary import EOS, Vocabulary
 from captioner.memory import keep_freed_memory
-from captioner.model.checkpoint import Checkpoint, build_model
+from captioner.model.checkpoint import Checkpoint, build_model, save_checkpoint
 from captioner.model.encoder import Encoder
 
 if TYPE_CHECKING:
@@ -134,6 +134,14 @@ def draw_picture(path: Path, colour: str, size: tuple[int, int] = (64, 48)) -> P
     ImageDraw.Draw(picture).ellipse((8, 8, size[0] - 8, size[1] - 8), fill=colour)
     picture.save(path)
     return path
+
+
+@pytest.fixture
+def model(small: Checkpoint, tmp_path: Path) -> list[str]:
+    """Return the options of a command that take the small captioner, in float32."""
+    path = tmp_path / "small.safetensors"
+    save_checkpoint(small, path)
+    return ["--model", str(path), "--precision", "float32"]
 
 
 @pytest.fixture(scope="module")

@@ -26,18 +26,10 @@ from captioner.cli import main
 from captioner.data.csv_cells import csv_text
 from captioner.files import printable
 from captioner.folder.outputs import csv_line, json_line
-from captioner.model.checkpoint import Checkpoint, save_checkpoint
 from conftest import draw_picture
 
 Capture = pytest.CaptureFixture[bytes]
 TAGS = [{"name": "dog", "score": 0.9}, {"name": "run & <hide>", "score": 0.5}]
-
-
-@pytest.fixture
-def model(small: Checkpoint, tmp_path: Path) -> list[str]:
-    path = tmp_path / "small.safetensors"
-    save_checkpoint(small, path)
-    return ["--model", str(path), "--precision", "float32"]
 
 
 STARTS = "=+-@\t\r\n＝＋－＠"

@@ -15,19 +15,11 @@ import pytest
 from captioner.cli import main
 from captioner.folder import sidecars as room
 from captioner.folder.sidecars import Sidecars, closed_folders, sidecar_path
-from captioner.model.checkpoint import Checkpoint, save_checkpoint
 from conftest import draw_picture
 
 Capture = pytest.CaptureFixture[bytes]
 DC = "http://purl.org/dc/elements/1.1/"
 TAGS = [{"name": "dog", "score": 0.9}, {"name": "run & <hide>", "score": 0.5}]
-
-
-@pytest.fixture
-def model(small: Checkpoint, tmp_path: Path) -> list[str]:
-    path = tmp_path / "small.safetensors"
-    save_checkpoint(small, path)
-    return ["--model", str(path), "--precision", "float32"]
 
 
 def test_sidecar_texts(tmp_path: Path) -> None:
