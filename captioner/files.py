@@ -207,28 +207,23 @@ def locked(path: str, waiting: Callable[[], None] = lambda: None) -> Iterator[bo
 
 def _acquired(path: str, waiting: Callable[[], None]) -> BaseFileLock | None:
     """Return the lock; ``None`` where there is no such thing."""
-    with warnings.catch_warnings():
-        # filelock warns where it would make do with a file that exists or not, which is no lock:
-        # a killed process would leave it behind for ever.
-        warnings.simplefilter("ignore")
-        from filelock import FileLock, SoftFileLock, Timeout
+    from filelock import FileLock, SoftFileLock, Timeout
 
-        lock: BaseFileLock = FileLock(path)
-        why = "not on this platform" if isinstance(lock, SoftFileLock) else None
-        held = False
-        try:
-            if why is None:
-                lock.acquire(timeout=0)
-                held = True
-        except Timeout:
-            pass
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise OSError(error.errno, error.strerror, path) from error
-            why = os.strerror(error.errno)
-        if held and isinstance(lock, SoftFileLock):
-            why = os.strerror(errno.ENOSYS)
-            lock.release()
+    # filelock would make do with a file that exists or not, which is no lock: a killed process
+    # would leave it behind for ever.
+    lock = FileLock(path, fallback_to_soft=False)
+    why = "not on this platform" if isinstance(lock, SoftFileLock) else None
+    held = False
+    try:
+        if why is None:
+            lock.acquire(timeout=0)
+            held = True
+    except Timeout:
+        pass
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise OSError(error.errno, error.strerror, path) from error
+        why = os.strerror(error.errno)
     if why is not None:
         _say_unlocked(path, why)
         return None
