@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = (
     ("__main__",),
     ("__init__", "cli"),
-    ("folder", "training"),
+    ("flags", "folder", "training"),
     ("evaluation", "inference"),
     ("generation",),
     ("model",),
@@ -30,7 +30,8 @@ ORDER = (
 LINE = {name: line for line, names in enumerate(ORDER) for name in names}
 
 # `captioner --help` imports these: nothing that takes long may come along.
-QUICK = ("captioner", "captioner.cli", "captioner.generation.options", "captioner.config")
+QUICK = ("captioner", "captioner.cli", "captioner.flags", "captioner.generation.options",
+         "captioner.config")  # fmt: skip
 # Processes that read photographs start with these, and so does a run before its first tensor.
 WITHOUT_TORCH = ("photos", "metrics", "folder", "pages", "files", "held", "memory", "data",
                  "training.digests", "training.stopper")  # fmt: skip

@@ -1,0 +1,196 @@
+"""The flags of the command line. Nothing heavy is imported, so that help is quick."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from dataclasses import Field, fields
+from typing import Any, get_args, get_type_hints
+
+from captioner.console import Parser
+from captioner.generation.options import SearchOptions, meaning
+from captioner.version import __version__
+
+__all__ = ["Command", "parser"]
+
+_EPILOG = """exit status: 0 every photograph done; 1 some could not be read or found, or a sidecar
+or the report not written; 2 wrong usage, before any work; 130 stopped by Ctrl-C"""
+
+Command = Callable[[argparse.Namespace], int]
+"""Does what was asked for, and returns the exit status."""
+
+
+def parser(*, caption: Command, tag: Command, info: Command) -> Parser:
+    """Return the parser of the command line; ``args.run`` is the command that was chosen."""
+    parser = Parser(
+        prog="captioner",
+        description="Say what is on photographs, in words and in tags.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"captioner {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, run: Command, help: str) -> Parser:
+        command = commands.add_parser(
+            name,
+            help=help,
+            description=f"{help.capitalize()}.",
+            epilog=_EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        command.set_defaults(run=run)
+        return command
+
+    captions = add("caption", caption, "caption photographs")
+    _add_run_arguments(captions)
+    captions.add_argument(
+        "--tags", action=argparse.BooleanOptionalAction, default=True, help="tags in the same pass"
+    )
+    _add_search_arguments(captions)
+    _add_run_arguments(add("tag", tag, "tag photographs"))
+    _add_model_arguments(add("info", info, "show the model in use"))
+    return parser
+
+
+def _add_model_arguments(parser: Parser) -> None:
+    parser.add_argument(
+        "--model",
+        action="append",
+        metavar="FILE",
+        help="a checkpoint (default: the embedded model); several are an ensemble",
+    )
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
+    parser.add_argument(
+        "--precision",
+        default="auto",
+        choices=("auto", "float32", "bfloat16"),
+        help="auto is bfloat16 where the processor gains from it",
+    )
+
+
+def _add_run_arguments(parser: Parser) -> None:
+    parser.add_argument(
+        "paths",
+        nargs="*",
+        metavar="PATH",
+        help="files, folders (searched recursively), or - for a list of paths on stdin",
+    )
+    parser.add_argument(
+        "-0",
+        "--null",
+        action="store_true",
+        help="a list of paths on stdin that ends each with NUL (find -print0)",
+    )
+    parser.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="pass over files and folders of such a name, such as '*.png', or with a slash of such "
+        "a path; may be given more than once",
+    )
+    _add_model_arguments(parser)
+    _add_output_arguments(parser)
+    parser.add_argument(
+        "--batch-size", type=_positive, default=32, metavar="N", help="photographs a step"
+    )
+    parser.add_argument(
+        "--workers",
+        type=_positive,
+        default=max(2, os.cpu_count() or 1),
+        metavar="N",
+        help="processes that read photographs",
+    )
+    parser.add_argument(
+        "--decode-timeout",
+        type=_seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help="longest time to read one photograph (default: 30)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress and no notes")
+
+
+def _add_output_arguments(parser: Parser) -> None:
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="where records go: FILE.jsonl, FILE.csv, FILE.json for COCO results, or - for JSON "
+        "lines on stdout (default: stdout); FILE.journal is kept beside it, to continue a run",
+    )
+    parser.add_argument(
+        "--sidecar",
+        choices=("txt", "caption", "xmp"),
+        help="write a file of this kind beside each photograph: the caption for trainers (a.txt, "
+        "a.caption), or XMP for photo managers (a.jpg.xmp), merged into what is there",
+    )
+    parser.add_argument(
+        "--full-names",
+        action="store_true",
+        help="name sidecars a.jpg.txt, not a.txt, for photographs that share a stem",
+    )
+    parser.add_argument(
+        "--report", metavar="FILE.html", help="write a page to look through the results"
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="begin anew, and replace files that exist; of sidecars, only what captioner wrote",
+    )
+    parser.add_argument(
+        "--retry-errors", action="store_true", help="try again what could not be read before"
+    )
+    parser.add_argument(
+        "--retry-changed",
+        action="store_true",
+        help="describe again the photographs whose size or time has changed since",
+    )
+    parser.add_argument(
+        "--prune",
+        action="store_true",
+        help="drop the records of photographs that are no longer there",
+    )
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.1 <= value <= 86_400.0:
+        raise argparse.ArgumentTypeError(f"expected seconds from 0.1 to 86400, not {text!r}")
+    return value
+
+
+def _positive(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 4096):
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to 4096, not {text!r}")
+    return int(text)
+
+
+def _add_search_arguments(parser: Parser) -> None:
+    hints = get_type_hints(SearchOptions)
+    group = parser.add_argument_group("search")
+    for option in fields(SearchOptions):
+        flag = f"--{option.name.replace('_', '-')}"
+        group.add_argument(flag, **_search_argument(option, get_args(hints[option.name])))
+
+
+def _search_argument(option: Field[Any], choices: tuple[Any, ...]) -> dict[str, Any]:
+    default, help = option.default, meaning(option)
+    if isinstance(default, bool):
+        return {"action": argparse.BooleanOptionalAction, "default": default, "help": help}
+    if isinstance(default, tuple):
+        help = f"{help}; may be given more than once"
+        return {"action": "append", "default": [], "metavar": "WORD", "help": help}
+    if isinstance(default, str):
+        return {"choices": choices, "default": default, "help": f"{help} (default: {default})"}
+    return {
+        "type": type(default),
+        "default": default,
+        "metavar": "N" if isinstance(default, int) else "X",
+        "help": f"{help} (default: {default})",
+    }
