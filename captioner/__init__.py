@@ -21,12 +21,21 @@ from typing import TYPE_CHECKING, Any
 from captioner.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from captioner.generation.captions import Caption, Tag
-    from captioner.generation.options import SearchOptions
+    from captioner.generation.captions import Caption
+    from captioner.generation.options import SearchOptions, TagOptions
+    from captioner.generation.tags import Tag
     from captioner.inference import Captioner, Description
     from captioner.photos.images import ImageError
 
-__all__ = ["Caption", "Captioner", "Description", "ImageError", "SearchOptions", "Tag"]
+__all__ = [
+    "Caption",
+    "Captioner",
+    "Description",
+    "ImageError",
+    "SearchOptions",
+    "Tag",
+    "TagOptions",
+]
 
 _HOMES = {
     "Caption": "generation.captions",
@@ -34,7 +43,8 @@ _HOMES = {
     "Description": "inference",
     "ImageError": "photos.images",
     "SearchOptions": "generation.options",
-    "Tag": "generation.captions",
+    "Tag": "generation.tags",
+    "TagOptions": "generation.options",
 }
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "OptimizerConfig",
     "Preprocessing",
     "SelfCriticalConfig",
+    "TagsConfig",
     "TrainingConfig",
     "from_stored",
 ]
@@ -76,6 +77,9 @@ class DataConfig(Ranged):
     :func:`captioner.data.readers.read`. The ``val_…`` fields default to the training ones. Several
     sources to train on are said by ``sources`` in place of ``images``, ``captions``,
     ``instances`` and ``split``; there is one to validate on, with no default then.
+
+    ``tags`` is a list of tags that ``scripts/build_tags.py`` wrote; without one they are collected
+    from the data as it would, at most ``tag_size``, each of ``tag_min_count`` photographs.
     """
 
     images: str = ""
@@ -91,6 +95,7 @@ class DataConfig(Ranged):
     min_count: int = ranged(3, 1, 1_000_000)
     tag_size: int = ranged(1_000, 1, 1_000_000)
     tag_min_count: int = ranged(10, 1, 1_000_000)
+    tags: str = ""
     max_words: int = ranged(18, 1, 200)
 
     def __post_init__(self) -> None:
@@ -142,13 +147,18 @@ class ModelConfig(Ranged):
     ``init`` is a checkpoint to start from, or "default" for the one in the package. The sizes, the
     backbone and the preprocessing are then those of the checkpoint where the config does not say
     the same; only dropout and ``preprocessing.size`` may be others. Its words and tags are kept,
-    and those of the data are added.
+    and those of the data are added; where ``data.tags`` names a list, the tags are those of the
+    list alone.
+
+    ``tag_head`` adds a classifier of tags on the same grid, which the scores of tags take into
+    account: of each of its "cells", or of their "mean", as the plainest taggers are.
     """
 
     grid_width: int = ranged(512, 1, 8192)
     grid_dropout: float = ranged(0.2, 0.0, 0.95)
     caption: DecoderConfig = DecoderConfig()
     tags: DecoderConfig = DecoderConfig(embedding=256, hidden=256, attention_width=128)
+    tag_head: Literal["cells", "mean", "none"] = "cells"
     init: str = ""
 
 
@@ -259,6 +269,24 @@ class ExperimentalConfig(Ranged):
 
 
 @dataclass(frozen=True)
+class TagsConfig(Ranged):
+    """How the tag decoder and the tag head learn, in all stages, and a last stage for them alone.
+
+    ``order`` is that in which the decoder learns a photograph's tags: "free", whichever of those
+    that are left it thinks likeliest; "frequent" or "rare", the most or the least frequent first.
+
+    The last stage has ``epochs``: the tag decoder and the tag head learn, with the peak learning
+    rate ``lr``, on features of the encoder as it then is, and nothing else changes. It is judged by
+    the mean average precision of the tags. With no other epochs (``training.epochs = 0``) and
+    ``model.init`` it gives a captioner other tags.
+    """
+
+    order: Literal["free", "frequent", "rare"] = "free"
+    epochs: int = ranged(0, 0, 100_000)
+    lr: float = ranged(3e-3, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything a run depends on."""
 
@@ -269,6 +297,7 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     self_critical: SelfCriticalConfig = SelfCriticalConfig()
+    tags: TagsConfig = TagsConfig()
     experimental: ExperimentalConfig = ExperimentalConfig()
 
     def __post_init__(self) -> None:
@@ -284,7 +313,7 @@ def from_stored(values: Any) -> Config:
     """Return a config that is stored in a checkpoint, also in one of an earlier version.
 
     This is the one place where the keys of earlier versions are known: each section's ``MOVED``
-    says where they are now. Raises ``ConfigError``.
+    says where they are now. A model of before tag heads has none. Raises ``ConfigError``.
     """
     if not isinstance(values, Mapping):
         return from_dict(Config, values)  # which refuses it
@@ -297,4 +326,6 @@ def from_stored(values: Any) -> Config:
             if isinstance(stored, dict) and key in stored:
                 to, _, name = now.partition(".")
                 sections[to][name] = stored.pop(key)
+    if isinstance(model := sections.get("model"), dict):
+        model.setdefault("tag_head", "none")  # which models of version 0.1 do not have
     return from_dict(Config, sections)

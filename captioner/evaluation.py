@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from captioner.data.dataset import Features, pixel_batches
 from captioner.data.example import DataError, Example, ImageId, coco_image_id
-from captioner.data.tags import TagSet, content_words
-from captioner.data.tokenizer import stem
-from captioner.generation.captions import Caption, Tag, write_captions, write_tags
-from captioner.generation.options import SearchOptions
+from captioner.data.tags import TagSet, label_matrix
+from captioner.generation.captions import Caption, write_captions
+from captioner.generation.options import SearchOptions, TagOptions
+from captioner.generation.tags import Tag, Tagger
 from captioner.metrics import Scores, diversity, meteor, paired_bootstrap, score, spice
+from captioner.metrics.tags import (
+    TagMeasures,
+    mean_average_precision,
+    measure_tags,
+    most_likely,
+)
 from captioner.model.checkpoint import Checkpoint
 from captioner.model.device import autocast, own_settings
 
 __all__ = [
+    "Described",
     "Evaluation",
     "coco_form",
     "compare_images",
@@ -33,11 +41,17 @@ __all__ = [
     "feature_grids",
     "judge",
     "pixel_grids",
-    "tag_hits",
     "versions",
 ]
 
 Grids = Iterable[tuple[list[int], Tensor]]
+
+
+class Described(NamedTuple):
+    """What a model says of one photograph: its best caption, and the scores ``(T,)`` of tags."""
+
+    caption: Caption
+    tags: np.ndarray[Any, np.dtype[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -45,23 +59,31 @@ class Evaluation:
     """A model's captions and tags for a split, with their scores.
 
     ``examples`` are those whose photograph could be read; ``captions`` and ``tags`` are theirs,
-    in order. ``tag_precision`` is the share of the first three tags that a caption (or the named
-    objects) of the photograph has, ``tag_baseline`` that of the three most frequent tags said of
-    every photograph; ``different_tags`` counts the tags among the first threes.
+    in order. ``tag_precision`` is the share of three tags that a caption (or the named objects) of
+    the photograph has, those that are given where three are asked for; ``tag_baseline`` is that
+    of the three most frequent tags said of every photograph; ``different_tags`` counts the tags
+    among the threes.
+
+    Beside the mean average precision in ``tag_measures``, that of two guesses: ``map_frequent``,
+    which gives every photograph the tags' frequencies as scores, and ``map_words``, which gives it
+    the tags that its generated caption says.
     """
 
     examples: list[Example]
     captions: list[Caption]
     tags: list[list[Tag]]
     scores: Scores
+    tag_measures: TagMeasures
     tag_precision: float
     tag_baseline: float
     different_tags: int
+    map_frequent: float
+    map_words: float
 
     def tag_figures(self) -> dict[str, float]:
         """Return the figures of the tags by name."""
-        names = ("tag_precision", "tag_baseline", "different_tags")
-        return {name: getattr(self, name) for name in names}
+        names = ("tag_precision", "tag_baseline", "different_tags", "map_frequent", "map_words")
+        return {name: getattr(self, name) for name in names} | self.tag_measures.as_dict()
 
     def as_dict(self) -> dict[str, float]:
         """Return all figures by name."""
@@ -103,47 +125,82 @@ def feature_grids(
 @own_settings()
 @torch.inference_mode()
 def describe(
-    checkpoint: Checkpoint, grids: Grids, options: SearchOptions
-) -> dict[int, tuple[Caption, list[Tag]]]:
-    """Caption and tag the photographs of the grids; keyed by their places."""
+    checkpoint: Checkpoint,
+    grids: Grids,
+    options: SearchOptions,
+    read_tags: Callable[[Tensor], Tensor] | None = None,
+    written: Mapping[int, Caption] | None = None,
+) -> dict[int, Described]:
+    """Caption and tag the photographs of the grids; keyed by their places.
+
+    Args:
+        checkpoint: The model.
+        grids: Places and grids.
+        options: How captions are searched.
+        read_tags: Takes a grid ``(B, N, D)`` to what is kept of the tags: their scores by default.
+        written: The captions, where they are known already.
+    """
     checkpoint.model.eval()
-    found: dict[int, tuple[Caption, list[Tag]]] = {}
-    model, words = checkpoint.model, checkpoint.vocabulary
+    tagger, found = Tagger([checkpoint], check_finite=False), dict[int, Described]()
     for places, grid in grids:
-        captions = write_captions(
-            [model.caption_decoder], words, [grid], options, check_finite=False
-        )
-        tags = write_tags(
-            [model.tag_decoder], checkpoint.tags, checkpoint.calibration, [grid], False
-        )
-        best = [alternatives[0] for alternatives in captions]
-        found |= dict(zip(places, zip(best, tags, strict=True), strict=True))
+        if written is None:
+            decoders, words = [checkpoint.model.caption_decoder], checkpoint.vocabulary
+            each = write_captions(decoders, words, [grid], options, check_finite=False)
+            captions = [alternatives[0] for alternatives in each]
+        else:
+            captions = [written[place] for place in places]
+        tags = tagger.scores([grid]) if read_tags is None else read_tags(grid)
+        rows = tags.float().cpu().numpy()
+        found |= dict(zip(places, map(Described, captions, rows), strict=True))
     return found
 
 
 def judge(
-    examples: Sequence[Example], found: Mapping[int, tuple[Caption, list[Tag]]], names: TagSet
+    examples: Sequence[Example], found: Mapping[int, Described], checkpoint: Checkpoint
 ) -> Evaluation:
-    """Score what :func:`describe` wrote of the examples, by their places.
+    """Score what :func:`describe` said of the examples, by their places.
 
     Raises ``DataError`` when there is nothing at all.
     """
     if not found:
         raise DataError("none of the photographs to evaluate on could be read")
     read = [examples[place] for place in found]
-    captions, tags = [c for c, _ in found.values()], [t for _, t in found.values()]
-    scores = score([caption.text for caption in captions], [e.captions for e in read])
-    first = [of_one[:3] for of_one in tags]
-    frequent = [Tag(name, 1.0) for name in names.most_frequent(3)]
+    captions = [described.caption for described in found.values()]
+    texts = [caption.text for caption in captions]
+    tags = checkpoint.tags
+    scores = np.stack([described.tags for described in found.values()])
+    tagger, labels = Tagger([checkpoint]), label_matrix(tags, read)
+    given = tagger.choose(torch.from_numpy(scores), TagOptions())
+    frequent = np.broadcast_to(np.asarray(tags.frequencies, np.float32), scores.shape)
+    words = _membership([tags.said(text) for text in texts], tags)
+    said = _membership([_right(tags, example) for example in read], tags)
+    three = tagger.choose(torch.from_numpy(scores), TagOptions(threshold=0.0, max_tags=3))
+    first = _membership([{tag.name for tag in one} for one in three], tags)
     return Evaluation(
         read,
         captions,
-        tags,
-        scores,
-        tag_precision=_precision(read, first),
-        tag_baseline=_precision(read, [frequent] * len(read)),
-        different_tags=len({tag.name for of_one in first for tag in of_one}),
+        given,
+        score(texts, [e.captions for e in read]),
+        measure_tags(scores, labels, _membership([{t.name for t in one} for one in given], tags)),
+        tag_precision=float(said[first].mean()) if first.any() else 0.0,
+        tag_baseline=float(said[most_likely(frequent, 3)].mean()),
+        different_tags=int(first.any(axis=0).sum()),
+        map_frequent=mean_average_precision(frequent, labels),
+        map_words=mean_average_precision(words.astype(np.float32), labels),
     )
+
+
+def _membership(
+    names: Sequence[Container[str]], tags: TagSet
+) -> np.ndarray[Any, np.dtype[np.bool]]:
+    """Return which tags are among the names of each photograph: ``(photographs, T)``."""
+    return np.array([[name in each for name in tags.names] for each in names], bool)
+
+
+def _right(tags: TagSet, example: Example) -> set[str]:
+    """Return the example's named objects or, if it has none, the tags that a caption says."""
+    labels = tags.labels(example)
+    return {*labels.present, *(labels.unclear if example.tags is None else ())}
 
 
 def evaluate_images(
@@ -153,7 +210,7 @@ def evaluate_images(
     paths = [str(example.image) for example in examples]
     unreadable: dict[int, str] = {}
     grids = pixel_grids(checkpoint, paths, workers, unreadable)
-    result = judge(examples, describe(checkpoint, grids, options), checkpoint.tags)
+    result = judge(examples, describe(checkpoint, grids, options), checkpoint)
     return result, {paths[place]: why for place, why in unreadable.items()}
 
 
@@ -241,16 +298,3 @@ def _image_ids(examples: Sequence[Example]) -> list[ImageId]:
         if len({*known}) == len(examples):
             return known
     return list(range(1, len(examples) + 1))
-
-
-def _precision(examples: Sequence[Example], tags: Sequence[Sequence[Tag]]) -> float:
-    hits = [hit for e, found in zip(examples, tags, strict=True) for hit in tag_hits(e, found)]
-    return sum(hits) / max(len(hits), 1)
-
-
-def tag_hits(example: Example, tags: Sequence[Tag]) -> list[bool]:
-    """Whether each tag is one of the example's objects, or a word of its captions by its stem."""
-    if example.tags is not None:
-        return [tag.name in example.tags for tag in tags]
-    said = {stem(word) for caption in example.captions for word in content_words(caption)}
-    return [stem(tag.name) in said for tag in tags]

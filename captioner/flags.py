@@ -9,10 +9,15 @@ from dataclasses import Field, fields
 from typing import Any, get_args, get_type_hints
 
 from captioner.console import Parser
-from captioner.generation.options import SearchOptions, meaning
+from captioner.generation.options import SearchOptions, TagOptions, meaning
 from captioner.version import __version__
 
-__all__ = ["Command", "parser"]
+__all__ = ["Command", "option_values", "parser"]
+
+# The options that take words of captions; the others take tags.
+_WORDS = frozenset({"forbidden", "no_ending", "required"})
+# Options whose flag has another name than their field: --exclude leaves out photographs.
+_FLAGS = {"only": "--only-tags", "exclude": "--exclude-tags"}
 
 _EPILOG = """exit status: 0 every photograph done; 1 some could not be read or found, or a sidecar
 or the report not written; 2 wrong usage, before any work; 130 stopped by Ctrl-C"""
@@ -49,8 +54,11 @@ def parser(*, caption: Command, tag: Command, info: Command) -> Parser:
     captions.add_argument(
         "--tags", action=argparse.BooleanOptionalAction, default=True, help="tags in the same pass"
     )
-    _add_search_arguments(captions)
-    _add_run_arguments(add("tag", tag, "tag photographs"))
+    _add_option_arguments(captions, "search", SearchOptions)
+    _add_option_arguments(captions, "tags", TagOptions)
+    tags = add("tag", tag, "tag photographs")
+    _add_run_arguments(tags)
+    _add_option_arguments(tags, "tags", TagOptions)
     _add_model_arguments(add("info", info, "show the model in use"))
     return parser
 
@@ -171,21 +179,38 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _add_search_arguments(parser: Parser) -> None:
-    hints = get_type_hints(SearchOptions)
-    group = parser.add_argument_group("search")
-    for option in fields(SearchOptions):
-        flag = f"--{option.name.replace('_', '-')}"
-        group.add_argument(flag, **_search_argument(option, get_args(hints[option.name])))
+def option_values(
+    args: argparse.Namespace, options: type[SearchOptions] | type[TagOptions]
+) -> dict[str, Any]:
+    """Return what the flags of some options were set to, by the names of the options' fields."""
+    return {f.name: getattr(args, _flag(f)[2:].replace("-", "_")) for f in fields(options)}
 
 
-def _search_argument(option: Field[Any], choices: tuple[Any, ...]) -> dict[str, Any]:
+def _flag(option: Field[Any]) -> str:
+    return _FLAGS.get(option.name) or f"--{option.name.replace('_', '-')}"
+
+
+def _add_option_arguments(
+    parser: Parser, title: str, options: type[SearchOptions] | type[TagOptions]
+) -> None:
+    hints = get_type_hints(options)
+    group = parser.add_argument_group(title)
+    for option in fields(options):
+        choices = get_args(hints[option.name])
+        group.add_argument(_flag(option), **_option_argument(option, choices))
+
+
+def _option_argument(option: Field[Any], choices: tuple[Any, ...]) -> dict[str, Any]:
     default, help = option.default, meaning(option)
+    if default is None:
+        return {"type": float, "default": None, "metavar": "X", "help": help}
     if isinstance(default, bool):
         return {"action": argparse.BooleanOptionalAction, "default": default, "help": help}
     if isinstance(default, tuple):
-        help = f"{help}; may be given more than once"
-        return {"action": "append", "default": [], "metavar": "WORD", "help": help}
+        tag = option.name not in _WORDS
+        help = f"{help}{', or a file with one a line' if tag else ''}; may be given more than once"
+        metavar = "TAG" if tag else "WORD"
+        return {"action": "append", "default": [], "metavar": metavar, "help": help}
     if isinstance(default, str):
         return {"choices": choices, "default": default, "help": f"{help} (default: {default})"}
     return {

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from statistics import mean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,16 +13,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from captioner.data.tags import Calibration
 from captioner.generation.captions import (
     Caption,
     NotFiniteError,
-    Tag,
     token_rules,
     write_captions,
-    write_tags,
 )
-from captioner.generation.options import SearchOptions
+from captioner.generation.options import SearchOptions, TagOptions
+from captioner.generation.tags import Tag, Tagger
 from captioner.model.checkpoint import Checkpoint, default_path, load_checkpoint
 from captioner.model.device import choose_device, choose_precision, own_settings
 from captioner.photos.flatten import flatten
@@ -84,11 +81,7 @@ class Captioner:
         self.precision = precision
         self._process = os.getpid()
         self._models = [c.model.to(self.device, precision).eval() for c in self.checkpoints]
-        # Platt scaling is linear in the logits that the members' probabilities come from.
-        self._calibration = Calibration(
-            mean(c.calibration.slope for c in self.checkpoints),
-            mean(c.calibration.offset for c in self.checkpoints),
-        )
+        self._tagger = Tagger(self.checkpoints)
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -124,9 +117,53 @@ class Captioner:
         grids = self._grids(images)
         return [captions[0] for grid in grids for captions in self.captions_of(grid, options)]
 
-    def tags(self, images: Iterable[ImageLike], threshold: float | None = None) -> list[list[Tag]]:
-        """Return the tags of each image, best first; ``threshold`` as in :meth:`tags_of`."""
-        return [tags for grid in self._grids(images) for tags in self.tags_of(grid, threshold)]
+    def tags(
+        self,
+        images: Iterable[ImageLike],
+        threshold: float | None = None,
+        max_tags: int | None = None,
+        only: Sequence[str] | None = None,
+        exclude: Sequence[str] | None = None,
+    ) -> list[list[Tag]]:
+        """Return the tags of each image, best first.
+
+        Args:
+            images: The images.
+            threshold: The lowest score, 0…1, of a tag that is given. ``None`` takes the model's
+                own, or, in a model of version 0.1, all tags that it writes. For a precision take
+                :meth:`threshold_for`.
+            max_tags: The most tags of an image; ``None`` is all.
+            only: Names of :attr:`tag_names`, of which alone any are given.
+            exclude: Names that are not given.
+
+        Raises:
+            ConfigError: A name is none of the model's, or a number is out of range.
+        """
+        options = TagOptions(
+            threshold, max_tags=max_tags or 0, only=tuple(only or ()), exclude=tuple(exclude or ())
+        )
+        self.check_tags(options)
+        return [tags for grid in self._grids(images) for tags in self.tags_of(grid, options)]
+
+    @property
+    def tag_names(self) -> tuple[str, ...]:
+        """The names of all T tags that the model knows."""
+        return self.checkpoint.tags.names
+
+    def tag_scores(self, images: Iterable[ImageLike]) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Return the probability of each of :attr:`tag_names` for each image: ``(B, T)``.
+
+        A model of version 0.1 has scores for the tags that it writes, and 0 for the others.
+        """
+        rows = [self._tagger.scores(grids).float().cpu().numpy() for grids in self._grids(images)]
+        return np.concatenate([np.zeros((0, len(self.tag_names)), np.float32), *rows])
+
+    def threshold_for(self, precision: float) -> float:
+        """Return the lowest score whose tags had a precision, 0…1, on the validation photographs.
+
+        Raises ``ConfigError`` where the model never reached it.
+        """
+        return self._tagger.threshold(TagOptions(min_precision=precision))
 
     def describe(
         self,
@@ -140,7 +177,7 @@ class Captioner:
         Args:
             images: As for all methods.
             options: How captions are searched; the library's defaults if there are none.
-            threshold: The lowest score of a tag, as in :meth:`tags_of`.
+            threshold: The lowest score of a tag, as in :meth:`tags`.
             attention: Whether captions have attention weights, for one more pass of the decoder.
 
         Raises:
@@ -152,7 +189,7 @@ class Captioner:
             for grid in self._grids(images)
             for captions, tags in zip(
                 self.captions_of(grid, options, attention),
-                self.tags_of(grid, threshold),
+                self.tags_of(grid, TagOptions(threshold)),
                 strict=True,
             )
         ]
@@ -209,17 +246,17 @@ class Captioner:
             attention,
         )
 
-    @own_settings()
-    def tags_of(self, grids: Sequence[Tensor], threshold: float | None = None) -> list[list[Tag]]:
-        """Return the tags of each image of the grids, best first.
+    def check_tags(self, options: TagOptions) -> None:
+        """Raise ``ConfigError`` if the options have tags or a precision that the model has not."""
+        self._tagger.check(options)
 
-        ``threshold`` drops tags whose score, 0…1, is lower; ``None`` keeps all that were found.
-        """
-        decoders = [model.tag_decoder for model in self._models]
-        found = write_tags(decoders, self.checkpoint.tags, self._calibration, grids)
-        if threshold is None:
-            return found
-        return [[tag for tag in tags if tag.score >= threshold] for tags in found]
+    @own_settings()
+    @torch.inference_mode()
+    def tags_of(
+        self, grids: Sequence[Tensor], options: TagOptions | None = None
+    ) -> list[list[Tag]]:
+        """Return the tags of each image of the grids, best first."""
+        return self._tagger.choose(self._tagger.scores(grids), options or TagOptions())
 
     def _grids(self, images: Iterable[ImageLike]) -> Iterator[tuple[Tensor, ...]]:
         if isinstance(images, str | bytes | os.PathLike | Image.Image | Tensor):

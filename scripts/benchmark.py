@@ -6,6 +6,7 @@
     python scripts/benchmark.py folder --images Flickr8k/images      # and with --megapixels 12
     python scripts/benchmark.py growth
     python scripts/benchmark.py training
+    python scripts/benchmark.py tags --images Flickr8k/images --model runs/first/best.safetensors
 
 Times are compared in one process, in turn; a ratio is the median over rounds with its quartiles.
 With `--threads 1` they are of the processor's time, which other programs hardly disturb. The
@@ -32,6 +33,7 @@ from captioner.model.device import choose_device
 from measures.folder import folder, growth
 from measures.metrics import metrics
 from measures.search import search, steadiness
+from measures.tags import tags
 from measures.timing import Figures, Named
 from measures.training import training
 
@@ -80,6 +82,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     kind.add_argument("--batch-size", type=int, default=32)
     kind.add_argument("--workers", type=int, default=max(2, os.cpu_count() or 1))
     add(growth).add_argument("--count", type=int, default=100_000)
+    kind = add(tags)
+    kind.add_argument("--images", type=Path, required=True)
+    kind.add_argument("--model", help="a checkpoint (default: the embedded model)")
+    kind.add_argument("--count", type=int, default=128)
+    kind.add_argument("--batch", type=int, default=32)
     kind = add(training)
     kind.add_argument("--batch", type=int, default=32, help="photographs a step")
     kind.add_argument("--vocabulary", type=int, default=2500)

@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from captioner.data.tags import Calibration
+from captioner.data.calibration import Calibration, TagScoring
+from captioner.data.tags import TagSet
 from captioner.inference import Captioner
-from captioner.model.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from captioner.model.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    build_model,
+    load_checkpoint,
+    save_checkpoint,
+)
+from conftest import TAGS
 
 BIAS, VARIANCE = "projection.0.bias", "encoder.backbone.bn1.running_var"
 
@@ -26,11 +35,15 @@ BIAS, VARIANCE = "projection.0.bias", "encoder.backbone.bn1.running_var"
 def test_reload_gives_the_same(tiny: Checkpoint, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     tiny.calibration, tiny.provenance = Calibration(0.7, -0.3), {"data": "drawn"}
+    tiny.scoring = TagScoring((0.5, 0.25, -0.1, 0.0), 0.25, ((0.5, 0.2), (0.9, 0.8)))
+    tiny.tags = TagSet(TAGS, [0.1] * len(TAGS), {name: [name, f"{name}s"] for name in TAGS})
     save_checkpoint(tiny, path)
     loaded = load_checkpoint(path)
     assert loaded.config == tiny.config
     assert loaded.vocabulary.words == tiny.vocabulary.words
     assert loaded.tags.vocabulary.words == tiny.tags.vocabulary.words
+    assert loaded.tags.forms == tiny.tags.forms
+    assert loaded.scoring == tiny.scoring
     assert (loaded.calibration.slope, loaded.calibration.offset) == (0.7, -0.3)
     assert loaded.provenance == tiny.provenance
     state = tiny.model.state_dict()
@@ -59,6 +72,20 @@ def test_a_checkpoint_of_an_earlier_version_is_loaded(tiny: Checkpoint, tmp_path
 
     _metadata(as_before)(path)
     assert load_checkpoint(path).config == tiny.config
+
+
+def test_a_model_of_version_0_1_still_loads(tiny: Checkpoint, tmp_path: Path) -> None:
+    """It has no tag head, no forms and no scoring, and its config says nothing of a head."""
+    path = tmp_path / "model.safetensors"
+    config = replace(tiny.config, model=replace(tiny.config.model, tag_head="none"))
+    old = replace(tiny, config=config, model=build_model(config, tiny.vocabulary, tiny.tags))
+    save_checkpoint(old, path)
+    _metadata(lambda m: m["config"]["model"].pop("tag_head"))(path)
+    loaded = load_checkpoint(path)
+    assert loaded.config.model.tag_head == "none"
+    assert loaded.model.tag_head is None
+    assert loaded.scoring is None
+    assert loaded.tags.forms is None
 
 
 @pytest.mark.parametrize(("storage", "error"), [("float16", 1e-3), ("int8", 1 / 127)])

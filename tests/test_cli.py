@@ -153,6 +153,43 @@ def test_every_search_option_is_a_flag(
     assert len(said[0][0]["captions"]) == 5
 
 
+def test_which_tags_are_given_can_be_said(
+    model: list[str], tmp_path: Path, capsysbinary: Capture
+) -> None:
+    picture = draw_picture(tmp_path / "a.png", "red")
+
+    def names(*options: str) -> list[str]:
+        assert main(["tag", str(picture), *model, *options]) == 0
+        (record,), _ = records(capsysbinary)
+        return [tag["name"] for tag in record["tags"]]
+
+    everything = names()
+    assert len(everything) > 2
+    first, second, *_ = everything
+    listed = tmp_path / "names.txt"
+    listed.write_text(f"# two of them\n{second}\t17\tform\n\n{first}\n")
+    assert names("--only-tags", first, "--only-tags", second) == [first, second]
+    assert names("--only-tags", str(listed)) == [first, second]
+    assert names("--exclude-tags", str(listed)) == everything[2:]
+    assert len(names("--max-tags", "1")) == 1
+    assert names("--threshold", "1.1") == []
+
+
+def test_an_unknown_tag_or_precision_is_refused_before_any_work(
+    model: list[str], tmp_path: Path, capsysbinary: Capture
+) -> None:
+    picture = str(draw_picture(tmp_path / "a.png", "red"))
+    for options, message in (
+        (["--only-tags", "gras"], "only has 'gras', which is no tag of the model; the nearest are"),
+        (["--min-precision", "0.9"], "no thresholds for min_precision"),
+        (["--min-precision", "1.9"], "min_precision is 1.9; it takes 0 to 1"),
+    ):
+        assert main(["tag", picture, *model, *options]) == 2
+        out, err = capsysbinary.readouterr()
+        assert out == b""
+        assert message in err.decode()
+
+
 def test_models_make_an_ensemble(
     model: list[str], tiny: Checkpoint, photographs: Path, tmp_path: Path, capsysbinary: Capture
 ) -> None:

@@ -11,8 +11,9 @@ import torch
 
 from captioner.data.tags import TagSet
 from captioner.data.vocabulary import BOS, Vocabulary
-from captioner.generation.captions import _search, retrace, token_rules, write_captions, write_tags
+from captioner.generation.captions import retrace, search_tokens, token_rules, write_captions
 from captioner.generation.options import SearchOptions
+from captioner.generation.tags import write_tags
 from captioner.model.checkpoint import Checkpoint, build_model
 from captioner.model.decoder import Decoder
 from captioner.settings import ConfigError
@@ -86,7 +87,7 @@ def test_teacher_forcing_reproduces_the_search(
     decoders: list[Decoder] = [getattr(c.model, decoder) for c in (tiny, sister(tiny))[:members]]
     seen = [grids(seed) for seed in range(members)]
 
-    found = _search(decoders, seen, None, FIVE, token_rules(FIVE, tiny.vocabulary)[0])
+    found = search_tokens(decoders, seen, None, FIVE, token_rules(FIVE, tiny.vocabulary)[0])
     found[2] = found[2][:2]
     terms, looked = retrace(decoders, seen, found)
     longest = max(len(h.tokens) for image in found for h in image)

@@ -12,7 +12,7 @@ from PIL import Image
 
 import captioner
 from captioner.config import Preprocessing
-from captioner.data.tags import Calibration
+from captioner.data.calibration import Calibration
 from captioner.inference import Captioner, ImageLike
 from captioner.model.checkpoint import Checkpoint, build_model, save_checkpoint
 from conftest import draw_picture

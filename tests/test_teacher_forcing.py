@@ -9,11 +9,12 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from captioner.config import Config, ExperimentalConfig, TrainingConfig
+from captioner.config import Config, ExperimentalConfig, TagsConfig, TrainingConfig
 from captioner.data.dataset import Batch
 from captioner.data.tags import TagSet
-from captioner.data.vocabulary import BOS, EOS, PAD, Vocabulary
+from captioner.data.vocabulary import BOS, EOS, PAD, UNK, Vocabulary
 from captioner.model.checkpoint import build_model
 from captioner.model.decoder import Decoder
 from captioner.model.model import CaptionModel
@@ -29,10 +30,11 @@ CAPTIONS = [
     [[12, 4, EOS], [EOS]],
     [[9, 8, 7, 6, 5, 4, 12]],
 ]
-SPOKEN = [[4, EOS], [5, 6, 8, EOS], [EOS], [7, 8, EOS]]
+SPOKEN = [[4], [5, 6, 8], [], [7, 8]]
 SETTINGS = Config(
     training=TrainingConfig(label_smoothing=0.2, tag_weight=0.3),
     experimental=ExperimentalConfig(attention_penalty=0.7),
+    tags=TagsConfig(order="frequent"),
 )
 EVERYONE = range(len(CAPTIONS))
 
@@ -50,8 +52,10 @@ def make(tied: bool = True) -> CaptionModel:
     return build_model(config, Vocabulary(WORDS), TagSet(TAGS)).eval()
 
 
-def objective_of(model: CaptionModel, settings: Config = SETTINGS) -> TeacherForcing:
-    return TeacherForcing(model, settings, torch.float32)
+def objective_of(
+    model: CaptionModel, settings: Config = SETTINGS, dtype: torch.dtype = torch.float32
+) -> TeacherForcing:
+    return TeacherForcing(model, TagSet(TAGS), settings, dtype)
 
 
 def features() -> Tensor:
@@ -66,15 +70,24 @@ def padded(rows: Sequence[Sequence[int]], length: int) -> Tensor:
     return tokens
 
 
+def labels(spoken: Sequence[Sequence[int]]) -> Tensor:
+    """Return labels ``(B, V)``; all but what is spoken is absent."""
+    rows = torch.zeros(len(spoken), 4 + len(TAGS), dtype=torch.int8)
+    rows[:, [PAD, BOS, UNK]] = -1
+    for row, ids in zip(rows, spoken, strict=True):
+        row[ids] = 1
+    return rows
+
+
 def batch(photographs: Sequence[int] = EVERYONE, more: int = 0) -> Batch:
     """Return photographs with as much padding as they need, and some ``more`` of each kind."""
     spoken = [SPOKEN[place] for place in photographs]
     captions = [CAPTIONS[place] for place in photographs]
     most = max(map(len, captions), default=0) + more
     rows = [ids for found in captions for ids in [*found, *[[]] * (most - len(found))]]
-    longest, tags = (1 + more + max(map(len, x), default=0) for x in (rows, spoken))
+    longest = 1 + more + max(map(len, rows), default=0)
     places = list(photographs)
-    return Batch(places, features()[places], padded(rows, longest), padded(spoken, tags), {})
+    return Batch(places, features()[places], padded(rows, longest), labels(spoken), {})
 
 
 def gradients(objective: TeacherForcing, loss: Tensor) -> dict[str, Tensor]:
@@ -109,6 +122,20 @@ def spelt_out(decoder: Decoder, grid: Tensor, ids: list[int], smoothing: float) 
     return [nats, (1.0 - weights[0].sum(dim=0)).square().mean()]
 
 
+def tags_spelt_out(model: CaptionModel, grid: Tensor, ids: Sequence[int]) -> Tensor:
+    """Return the loss of one photograph's tags, in the order of their ids: all are as frequent."""
+    state, token, closed, nats = model.tag_decoder.start(grid), BOS, [PAD, BOS, UNK], grid.sum() * 0
+    for target in [*ids, EOS]:
+        logits, _, state = model.tag_decoder.step(torch.tensor([token]), state)
+        logits[:, closed] = -torch.inf
+        nats = nats - logits.log_softmax(dim=-1)[0, target]
+        closed, token = [*closed, target], target
+    assert model.tag_head is not None
+    right = labels([ids])[:, 4:].float()
+    logits = model.tag_head(grid)[:, 4:]
+    return nats + F.binary_cross_entropy_with_logits(logits, right, reduction="sum")
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_loss_is_that_of_the_captions_one_by_one(tied: bool) -> None:
     """Without any padding: its mean over 26 words, 7 captions, and 10 tags of all photographs."""
@@ -118,7 +145,7 @@ def test_the_loss_is_that_of_the_captions_one_by_one(tied: bool) -> None:
     for place in EVERYONE:
         grid = model.project(features()[place : place + 1].float())
         captions += [spelt_out(model.caption_decoder, grid, c, 0.2) for c in CAPTIONS[place]]
-        tags.append(spelt_out(model.tag_decoder, grid, SPOKEN[place], 0.0)[0])
+        tags.append(tags_spelt_out(model, grid, SPOKEN[place]))
     nats, uneven = (torch.stack(found).sum() for found in zip(*captions, strict=True))
     expected = nats / 26 + 0.7 * uneven / 7 + 0.3 * torch.stack(tags).sum() / 10
     loss, found = run(objective, batch())
@@ -189,18 +216,15 @@ def test_gradients_at_padding_are_zero() -> None:
     """Of the words as they were read: none from where a caption has ended."""
     model, whole = make(), batch(more=2)
     objective = objective_of(model)
-    tokens = {"caption": whole.words, "tag": whole.tags}
-    decoders = {"caption": model.caption_decoder, "tag": model.tag_decoder}
-    with embedded(decoders["caption"]) as words, embedded(decoders["tag"]) as tags:
+    with embedded(model.caption_decoder) as words:
         loss, _ = objective(whole, objective.counts(whole))
     loss.backward()
-    for kind, seen in (("caption", words), ("tag", tags)):
-        (gradient,) = (found.grad for found in seen)
-        assert gradient is not None
-        keep = tokens[kind][:, 1:] != PAD
-        packed = pack(keep, len(whole.images))
-        moved = (gradient.abs().sum(dim=-1) > 0)[packed.packed_index] & packed.mask
-        assert torch.equal(moved, keep)
+    (gradient,) = (found.grad for found in words)
+    assert gradient is not None
+    keep = whole.words[:, 1:] != PAD
+    packed = pack(keep, len(whole.images))
+    moved = (gradient.abs().sum(dim=-1) > 0)[packed.packed_index] & packed.mask
+    assert torch.equal(moved, keep)
 
 
 def test_captions_of_padding_alone_teach_nothing() -> None:
@@ -284,7 +308,7 @@ def test_settings_reach_the_decoder() -> None:
 def test_in_bfloat16_the_loss_is_near() -> None:
     model, whole = make(), batch()
     exact, _ = run(objective_of(model), whole)
-    rough, found = run(TeacherForcing(model, SETTINGS, torch.bfloat16), whole)
+    rough, found = run(objective_of(model, dtype=torch.bfloat16), whole)
     assert rough.dtype == torch.float32
     assert rough.item() != exact.item()
     assert rough.item() == pytest.approx(exact.item(), rel=0.02)

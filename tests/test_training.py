@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from captioner.config import Config, SelfCriticalConfig
+from captioner.config import Config, SelfCriticalConfig, TagsConfig
 from captioner.data.dataset import Batch, batches
 from captioner.data.sources import read_data
 from captioner.inference import Captioner
@@ -69,7 +69,10 @@ def test_untrained_model_starts_near_log_v(drawn: Config, tmp_path: Path) -> Non
         len(trainer.learner.checkpoint.vocabulary),
         len(trainer.learner.checkpoint.tags.vocabulary),
     )
-    expected = math.log(words) + drawn.training.tag_weight * math.log(tags)
+    # Each photograph has one tag of eight, so that the decoder writes two tokens of it; the head
+    # begins with a logit of -4 everywhere.
+    head = (math.log1p(math.exp(4.0)) + 7 * math.log1p(math.exp(-4.0))) / 2
+    expected = math.log(words) + drawn.training.tag_weight * (math.log(tags) + head)
     assert loss_of(trainer, batch).item() == pytest.approx(expected, rel=0.15)
 
 
@@ -110,20 +113,21 @@ class KilledError(Exception):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, dict[str, Tensor]]:
-    """Return the config of a run in three stages, and what it has learnt at its end."""
+    """Return the config of a run in four stages, and what it has learnt at its end."""
     folder = tmp_path_factory.mktemp("undisturbed")
     drawn = drawn_run(folder)
     config = replace(
         drawn,
         training=replace(drawn.training, save_every=1, ema=0.9),
         self_critical=SelfCriticalConfig(epochs=1, samples=2, lr=0.01),
+        tags=TagsConfig(epochs=1),
     )
     fit(config, folder / "whole", CPU, quiet)
     return config, parameters(load_checkpoint(folder / "whole" / "last.safetensors"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kill_after", [1, 3, 4, 6, 7])
+@pytest.mark.parametrize("kill_after", [1, 3, 4, 6, 7, 10])
 def test_killed_and_continued_is_bit_for_bit_undisturbed(
     undisturbed: tuple[Config, dict[str, Tensor]],
     tmp_path: Path,
@@ -150,6 +154,7 @@ def test_killed_and_continued_is_bit_for_bit_undisturbed(
         "frozen",
         "end to end",
         "self-critical",
+        "tags",
     ]
 
 
@@ -170,6 +175,34 @@ def test_self_critical_training_raises_the_reward(drawn: Config, tmp_path: Path)
             rewards.append(update.figure)
     assert len(rewards) == 60
     assert sum(rewards[-10:]) > 1.4 * sum(rewards[:10])
+
+
+def test_the_last_stage_changes_tags_alone(drawn: Config, tmp_path: Path) -> None:
+    """From a checkpoint, with nothing else to do: other tags, the same captions, the same words."""
+    fit(drawn, tmp_path / "run", CPU, quiet)
+    source = tmp_path / "run" / "best.safetensors"
+    names = tmp_path / "tags.tsv"
+    names.write_text("# mine\nred\t1\tred\nblau\t1\tblue\tnavy\nheron\t0\theron\n")
+    config = replace(
+        drawn,
+        data=replace(drawn.data, tags=str(names)),
+        model=replace(drawn.model, init=str(source)),
+        encoder=replace(drawn.encoder, weights="imagenet"),  # the default: it is the source's
+        training=replace(drawn.training, epochs=0, ema=0.5),
+        tags=TagsConfig(epochs=3, lr=0.02),
+    )
+    fit(config, tmp_path / "tags", CPU, quiet)
+    found = evaluations(tmp_path / "tags")
+    assert [entry["stage"] for entry in found] == ["tags"] * 3
+    assert len({entry["cider_d"] for entry in found}) == 1
+    before, after = load_checkpoint(source), load_checkpoint(tmp_path / "tags/best.safetensors")
+    assert after.tags.names == ("red", "blau")
+    assert after.tags.forms == {"red": ("red",), "blau": ("blue", "navy")}
+    assert after.scoring is not None
+    assert after.vocabulary.words == before.vocabulary.words
+    for name, tensor in parameters(before).items():
+        if not name.startswith("tag_"):
+            assert torch.equal(parameters(after)[name], tensor), name
 
 
 def test_in_bfloat16_too_the_reward_reaches_every_weight(drawn: Config, tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 from captioner.config import Preprocessing
 from captioner.data.example import Example
 from captioner.data.sources import Subset
-from captioner.data.tags import TagSet
+from captioner.data.tags import TagSet, label_matrix
 from captioner.data.tokenizer import tokenize
-from captioner.data.vocabulary import BOS, PAD, Vocabulary
+from captioner.data.vocabulary import BOS, EOS, PAD, SPECIAL, Vocabulary
 from captioner.photos.augmentation import augment
 from captioner.photos.colour import to_srgb
 from captioner.photos.images import UnreadableError, open_photograph, prepare, read_pixels
@@ -39,7 +39,8 @@ class Batch(NamedTuple):
     words: Tensor
     """``(R, L)``: BOS, the words, EOS, then PAD. Rows beyond a photograph's captions are PAD."""
     tags: Tensor
-    """``(B, L)``: BOS, the tags, EOS, then PAD."""
+    """``(B, V)`` of int8, V of the tag vocabulary: 1 for a tag that a photograph has, 0 for one
+    that it has not, and -1 where nobody knows, as for the special words but EOS."""
     unreadable: dict[str, str]
     """Why each photograph that was left out could not be read, by its path."""
 
@@ -68,7 +69,7 @@ class _Item(NamedTuple):
     photo_index: int
     image: np.ndarray
     captions: list[list[int]]
-    tags: list[int]
+    tags: np.ndarray
 
 
 class CaptionDataset(Dataset["_Item | tuple[str, str]"]):
@@ -116,7 +117,13 @@ class CaptionDataset(Dataset["_Item | tuple[str, str]"]):
             [vocabulary.encode([_MIRRORED.get(v, v) for v in w])[:limit] for w in captions]
             for captions in words
         ]
-        self._tags = [tags.vocabulary.encode(tags.of(example)) for example in examples]
+        self._tags = np.full((len(examples), len(tags.vocabulary)), -1, np.int8)
+        self._tags[:, EOS] = 0
+        start = 0
+        for subset in self._subsets:
+            source = slice(start, start + subset.size)
+            self._tags[source, len(SPECIAL) :] = label_matrix(tags, examples[source])
+            start += subset.size
         self._preprocessing = preprocessing
         self.features: Features | None = None
         self.augmentation: str | None = None
@@ -271,9 +278,11 @@ def _collate(items: Sequence[_Item | tuple[str, str]]) -> Batch:
     most = max((len(item.captions) for item in read), default=0)
     rows = [tokens for item in read for tokens in _filled(item.captions, most)]
     images = np.stack([item.image for item in read]) if read else np.empty((0, 3, 1, 1), np.uint8)
-    tags = [item.tags for item in read]
+    tags = np.stack([item.tags for item in read]) if read else np.empty((0, 0), np.int8)
     indices = [item.photo_index for item in read]
-    return Batch(indices, torch.from_numpy(images), _padded(rows), _padded(tags), unreadable)
+    return Batch(
+        indices, torch.from_numpy(images), _padded(rows), torch.from_numpy(tags), unreadable
+    )
 
 
 def _filled(captions: list[list[int]], most: int) -> list[list[int]]:

@@ -1,19 +1,27 @@
-"""The tag vocabulary: which words are tags, which tags a photograph has, how sure a score is."""
+"""The tag vocabulary: which words are tags, and which tags a photograph has."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from captioner.data.example import Example
+from captioner.data.example import DataError, Example
+from captioner.data.lemmas import joined, learn_forms, singular
 from captioner.data.tokenizer import stem, tokenize
 from captioner.data.vocabulary import SPECIAL, Vocabulary
+from captioner.files import replacing
 
-__all__ = ["Calibration", "TagSet", "content_words", "fit_calibration"]
+__all__ = ["Labels", "TagSet", "content_words", "label_matrix"]
+
+_HEAD = """# On each line a tag: its name, how many photographs have it, and the words of captions
+# that say it, with tabs between them. Edit it freely: leave tags out, merge them, move words.
+# Training takes this file as data.tags, and counts anew.
+"""
 
 # Words that name no thing, action, colour or place. Not a general stop list: it also leaves out
 # numbers, sizes, positions within the picture, and the verbs that captions use as copulas.
@@ -48,28 +56,47 @@ _NOT_TAGS = frozenset(_NOT_TAGS_TEXT.split())
 
 def content_words(caption: str) -> list[str]:
     """Return the words of a caption that may be tags: things, actions, colours, places."""
-    return [w for w in tokenize(caption) if w not in _NOT_TAGS and w[0].isalpha() and len(w) > 1]
+    return [word for word in tokenize(caption) if _may_be_tag(word)]
+
+
+def _may_be_tag(word: str) -> bool:
+    return word not in _NOT_TAGS and word[0].isalpha() and len(word) > 1
+
+
+class Labels(NamedTuple):
+    """What is known of the tags of one photograph; it has none of all others."""
+
+    present: list[str]
+    """The tags that it has, those first on which most captions agree."""
+    unclear: set[str]
+    """Tags that somebody says, but too few: neither there nor absent."""
 
 
 class TagSet:
-    """The tags a model knows, and how they are read off an example.
-
-    A tag taken from captions stands for all words of one stem and is shown as the shortest of
-    them that is not rare: "run" for "runs" and "running".
-    """
+    """The tags a model knows, and how they are read off an example."""
 
     def __init__(
         self,
         names: Sequence[str],
         frequencies: Sequence[float] | None = None,
+        forms: Mapping[str, Sequence[str]] | None = None,
         min_captions: int = 2,
     ) -> None:
-        """Take tag names, and the share of photographs that have each.
+        """Take the tags.
 
-        ``min_captions`` is as in :meth:`of`. Raises ``ValueError`` for a share outside 0…1.
+        Args:
+            names: Their names.
+            frequencies: The share of photographs that have each; 1 by default.
+            forms: The words, and the runs of words with spaces between them, that say each tag;
+                one form may say several. Without it all words of the name's stem do.
+            min_captions: How many captions must agree on a tag, or all if there are fewer.
+
+        Raises:
+            ValueError: A name stands twice, or a frequency is not in 0…1.
         """
         self.vocabulary = Vocabulary(names)
         self.frequencies = tuple(frequencies or [1.0] * len(names))
+        self.forms = None if forms is None else {name: tuple(forms[name]) for name in names}
         self._min_captions = min_captions
         if len(self.frequencies) != len(names):
             raise ValueError(f"{len(self.frequencies)} frequencies for {len(names)} tags")
@@ -77,15 +104,28 @@ class TagSet:
             if not 0.0 < share <= 1.0:
                 raise ValueError(f"the frequency of the tag {name!r} is {share}")
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all T tags, in the order of their ids."""
+        return self.vocabulary.words[len(SPECIAL) :]
+
+    @cached_property
+    def _by_form(self) -> dict[str, tuple[str, ...]]:
+        """The names that each form says."""
+        return _inverse(self.forms or {})
+
+    @cached_property
+    def _longest(self) -> int:
+        return max((len(form.split()) for form in self._by_form), default=1)
+
     @cached_property
     def _by_stem(self) -> dict[str, str]:
         # Only learning needs stems; whoever tags a photograph need not wait for them.
-        return {stem(name): name for name in reversed(self.vocabulary.words[len(SPECIAL) :])}
+        return {stem(name): name for name in reversed(self.names)}
 
     @cached_property
     def _rarity(self) -> dict[str, tuple[float, int]]:
-        names = self.vocabulary.words[len(SPECIAL) :]
-        shares = zip(names, self.frequencies, strict=True)
+        shares = zip(self.names, self.frequencies, strict=True)
         return {name: (share, -place) for place, (name, share) in enumerate(shares)}
 
     def most_frequent(self, count: int) -> list[str]:
@@ -97,101 +137,147 @@ class TagSet:
     def build(cls, examples: Iterable[Example], size: int, min_count: int) -> TagSet:
         """Collect the tags that at least ``min_count`` photographs have, at most ``size``.
 
-        Named objects are taken as they are; otherwise tags come from the captions' words.
+        Sources that name a photograph's tags and sources whose captions say them give one set.
         """
-        photographs: Counter[str] = Counter()
-        spellings: dict[str, Counter[str]] = defaultdict(Counter)
         examples = list(examples)
-        for example in examples:
-            found: dict[str, list[str]] = defaultdict(list)
-            for key, word in _candidates(example):
-                found[key].append(word)
-            for key, words in found.items():
-                photographs[key] += 1
-                spellings[key].update(words)
-        ranked = sorted(photographs.items(), key=lambda item: (-item[1], item[0]))
-        shares: dict[str, float] = {}
-        for key, count in ranked:
-            if count >= min_count and len(shares) < size:
-                shares.setdefault(_spelling(spellings[key]), count / len(examples))
-        return cls(list(shares), list(shares.values()))
+        labels = Counter(label for e in examples for label in e.tags or ())
+        captions = [[_in_place(caption) for caption in e.captions] for e in examples]
+        frequent = [label for label, count in labels.items() if count >= min_count]
+        learnt = learn_forms(captions, frequent, min_count)
+        forms = {name: words for name, words in learnt.items() if name not in _NOT_TAGS}
+        forms = _with_labels(forms, labels)
+        found = cls(list(forms), forms=forms).counted(examples)
+        ranked = sorted(found._rarity.items(), key=lambda item: (-item[1][0], item[0]))
+        kept = [(n, share) for n, (share, _) in ranked if share * len(examples) > min_count - 0.5]
+        # Counted again: a compound that is left out gives its words back.
+        return cls([name for name, _ in kept[:size]], forms=found.forms).counted(examples)
 
-    def of(self, example: Example) -> list[str]:
-        """Return the tags of an example in the order the decoder learns to write them.
+    def counted(self, examples: Sequence[Example]) -> TagSet:
+        """Return those of the tags that the examples have, with their frequencies among them."""
+        counts = Counter(name for e in examples for name in self.labels(e).present)
+        names = [name for name in self.names if counts[name]]
+        shares = [counts[name] / len(examples) for name in names]
+        return TagSet(names, shares, self.forms, self._min_captions)
 
-        From captions: the words that at least ``min_captions`` of them use (or all, if there are
-        fewer), the ones most captions agree on first, and of these the rarer first, since it
-        says more. Named objects keep their order.
+    @classmethod
+    def read(cls, path: Path) -> TagSet:
+        """Read a list that :meth:`write` wrote and a person may have edited.
+
+        Raises ``DataError``, with the number of the line, for what is no such list.
         """
+        forms: dict[str, list[str]] = {}
+        try:
+            lines = path.read_text("utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: cannot be read as a list of tags: {error}") from error
+        for number, line in enumerate(lines, 1):
+            name, *rest = (field.strip() for field in line.split("\t"))
+            if name.startswith("#") or not line.strip():
+                continue
+            if not name or name in forms or name in SPECIAL:
+                why = "stands twice" if name in forms else "is no name of a tag"
+                raise DataError(f"{path}, line {number}: {name!r} {why}")
+            forms[name] = [form.lower() for form in rest[1:] if form] or [name.lower()]
+        if not forms:
+            raise DataError(f"{path}: a list of tags has a tag on each line; there is none")
+        return cls(list(forms), forms=forms)
+
+    def write(self, path: Path, photographs: int) -> None:
+        """Write the list of tags: on each line name, number of photographs, forms; tabs between.
+
+        ``photographs`` is the number that the frequencies are shares of.
+        """
+        forms = self.forms or {name: (name,) for name in self.names}
+        with replacing(str(path)) as file:
+            file.write(_HEAD.encode())
+            for name, share in zip(self.names, self.frequencies, strict=True):
+                fields = [name, str(round(share * photographs)), *forms[name]]
+                file.write("\t".join(fields).encode() + b"\n")
+
+    def said(self, caption: str) -> set[str]:
+        """Return the tags that a caption says."""
+        if self.forms is None:
+            words = content_words(caption)
+            return {name for word in words if (name := self._by_stem.get(stem(word))) is not None}
+        words = joined(_in_place(caption), self._by_form, self._longest)
+        return {name for word in words for name in self._by_form.get(word, ())}
+
+    def labels(self, example: Example) -> Labels:
+        """Return what is known of an example's tags.
+
+        It has the tags that its source names. Where the source names none, it has those that at
+        least ``min_captions`` of its captions say (or all, if there are fewer).
+        """
+        votes = Counter(name for caption in example.captions for name in self.said(caption))
         if example.tags is not None:
-            return [name for name in dict.fromkeys(example.tags) if name in self.vocabulary]
-        votes: Counter[str] = Counter()
-        for caption in example.captions:
-            votes.update({self._by_stem.get(stem(word), "") for word in content_words(caption)})
-        del votes[""]
-        needed = min(self._min_captions, len(example.captions))
-        agreed = [name for name, count in votes.items() if count >= needed]
-        return sorted(agreed, key=lambda name: (-votes[name], *self._rarity[name]))
+            present = list(dict.fromkeys(n for label in example.tags for n in self._named(label)))
+        else:
+            needed = min(self._min_captions, len(example.captions))
+            agreed = [name for name, count in votes.items() if count >= needed]
+            present = sorted(agreed, key=lambda name: (-votes[name], *self._rarity[name]))
+        return Labels(present, votes.keys() - set(present))
+
+    def _named(self, label: str) -> tuple[str, ...]:
+        """Return the tag that a source calls ``label``, if there is one."""
+        if label in self.vocabulary:
+            return (label,)
+        return self._by_form.get(" ".join(label.lower().split()), ())[:1]
 
 
-def _candidates(example: Example) -> Iterator[tuple[str, str]]:
-    if example.tags is not None:
-        yield from ((name, name) for name in example.tags)
-    else:
-        words = (word for caption in example.captions for word in content_words(caption))
-        yield from ((stem(word), word) for word in words)
+def label_matrix(tags: TagSet, examples: Sequence[Example]) -> np.ndarray[Any, np.dtype[np.int8]]:
+    """Return what one source says of all tags: ``(photographs, T)``.
 
-
-def _spelling(counts: Counter[str]) -> str:
-    common = [word for word, count in counts.items() if count >= 0.05 * counts.total()]
-    return min(common, key=lambda word: (len(word), -counts[word], word))
-
-
-class Calibration:
-    """Platt scaling: the probability that a tag is right, from the decoder's probability.
-
-    Source: Platt, "Probabilistic Outputs for Support Vector Machines" (1999).
+    1 stands for a tag that a photograph has, 0 for one that it has not, -1 where that is not
+    known: a tag is unclear, or the source names tags, but this one for no photograph.
     """
-
-    def __init__(self, slope: float = 1.0, offset: float = 0.0) -> None:
-        """``score = sigmoid(slope * logit(p) + offset)``; the default leaves p as it is.
-
-        Raises ``ValueError`` for numbers that are not finite, or so large that no fit gives them.
-        """
-        if not (abs(slope) <= 1e4 and abs(offset) <= 1e4):
-            raise ValueError(f"the calibration {slope}, {offset} is out of range")
-        self.slope, self.offset = slope, offset
-
-    def __call__(self, log_prob: float) -> float:
-        """Return the score in 0…1 of a tag that the decoder gave this log-probability."""
-        return 1.0 / (1.0 + math.exp(-max(self.slope * _logit(log_prob) + self.offset, -700.0)))
-
-
-def _logit(log_prob: float) -> float:
-    p = min(max(math.exp(log_prob), 1e-6), 1.0 - 1e-6)
-    return math.log(p / (1.0 - p))
+    column = {name: place for place, name in enumerate(tags.names)}
+    labels = [tags.labels(example) for example in examples]
+    named = {
+        n
+        for e, of_one in zip(examples, labels, strict=True)
+        if e.tags is not None
+        for n in of_one.present
+    }
+    unnamed = [column[name] for name in tags.names if name not in named]
+    matrix = np.zeros((len(examples), len(column)), np.int8)
+    for row, example, of_one in zip(matrix, examples, labels, strict=True):
+        if example.tags is not None:
+            row[unnamed] = -1
+        row[[column[name] for name in of_one.unclear]] = -1
+        row[[column[name] for name in of_one.present]] = 1
+    return matrix
 
 
-def fit_calibration(log_probs: Sequence[float], right: Sequence[bool]) -> Calibration:
-    """Fit Platt scaling to log-probabilities of tags and whether each was right.
+def _in_place(caption: str) -> list[str]:
+    return [word if _may_be_tag(word) else "" for word in tokenize(caption)]
 
-    Newton's method, with steps halved until they help, on the log-likelihood with a weak pull
-    towards the identity, so that it ends for any data; without data the identity comes back.
+
+def _inverse(forms: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    names: dict[str, list[str]] = defaultdict(list)
+    for name, words in forms.items():
+        for word in words:
+            names[word].append(name)
+    return {word: tuple(said) for word, said in names.items()}
+
+
+def _with_labels(
+    forms: Mapping[str, Sequence[str]], labels: Mapping[str, int]
+) -> dict[str, list[str]]:
+    """Return the forms with the names that sources give to tags among them.
+
+    A tag that no caption says is called as most photographs have it.
     """
-    features = np.stack([[_logit(lp) for lp in log_probs], np.ones(len(log_probs))], axis=-1)
-    labels = np.asarray(right, dtype=np.float64)
-    identity = weights = np.array([1.0, 0.0])
-
-    def loss(at: np.ndarray) -> float:
-        z = features @ at
-        return float(np.sum(np.logaddexp(0.0, z) - labels * z) + 0.5 * np.sum((at - identity) ** 2))
-
-    for _ in range(30):
-        p = 0.5 * (1.0 + np.tanh(0.5 * (features @ weights)))
-        gradient = features.T @ (p - labels) + (weights - identity)
-        hessian = features.T @ (features * (p * (1.0 - p))[:, None]) + np.eye(2)
-        move = np.linalg.solve(hessian, gradient)
-        while loss(weights - move) > loss(weights) and np.abs(move).max() > 1e-9:
-            move /= 2.0
-        weights = weights - move
-    return Calibration(float(weights[0]), float(weights[1]))
+    by_form, found = _inverse(forms), {name: list(words) for name, words in forms.items()}
+    strange: dict[str, dict[str, int]] = defaultdict(dict)
+    for label, count in labels.items():
+        text = " ".join(label.lower().split())
+        if text not in by_form:
+            known = by_form.get(singular(text))
+            if known:
+                found[known[0]].append(text)
+            else:
+                strange[singular(text)][label] = count
+    for spellings in strange.values():
+        name = min(spellings, key=lambda label: (-spellings[label], label))
+        found[name] = list({" ".join(label.lower().split()) for label in spellings})
+    return found

@@ -20,7 +20,7 @@ from captioner.photos.workers import Found, read_ahead
 
 if TYPE_CHECKING:
     from captioner.generation.captions import Caption
-    from captioner.generation.options import SearchOptions
+    from captioner.generation.options import SearchOptions, TagOptions
     from captioner.inference import Captioner
 
 __all__ = ["describe_folder", "found_of", "read_photograph"]
@@ -38,6 +38,7 @@ def describe_folder(
     captions: bool = True,
     tags: bool = True,
     attention: bool = False,
+    tag_options: TagOptions | None = None,
     batch_size: int = 32,
     workers: int = 2,
     decode_timeout: float = 30.0,
@@ -52,6 +53,7 @@ def describe_folder(
     were not, so that a run that is continued computes the same numbers as one that was not cut
     off. The record of a JPEG whose file breaks off in the last rows says ``"truncated": True``.
     With ``attention`` a record also says where the model looked for each word of its caption.
+    ``tag_options`` says which tags are given.
     ``progress`` is told after each batch how many records it gave.
     """
     preprocessing = captioner.checkpoint.config.preprocessing
@@ -72,7 +74,9 @@ def describe_folder(
                 for _, image in batch
                 if not isinstance(image, UnreadableError)
             ]
-            described = iter(_describe(captioner, pixels, options, captions, tags, attention))
+            described = iter(
+                _describe(captioner, pixels, options, captions, tags, attention, tag_options)
+            )
             records = [
                 {"image": path}
                 | ({"error": str(image)} if isinstance(image, UnreadableError) else next(described))
@@ -132,6 +136,7 @@ def _describe(
     captions: bool,
     tags: bool,
     attention: bool,
+    tag_options: TagOptions | None,
 ) -> list[Record]:
     if not pixels:
         return []
@@ -146,7 +151,7 @@ def _describe(
             if found[0].attention is not None:
                 record["attention"] = _attention(found[0])
     if tags:
-        for record, names in zip(records, captioner.tags_of(grids), strict=True):
+        for record, names in zip(records, captioner.tags_of(grids, tag_options), strict=True):
             record["tags"] = [{"name": t.name, "score": round(t.score, 4)} for t in names]
     return records
 

@@ -27,7 +27,7 @@ from captioner.folder.journal import Journal, JournalError, Stamp, lock_path
 from captioner.folder.outputs import CocoFile, ErrorStream, Output, output_file
 from captioner.folder.report import write_report
 from captioner.folder.sidecars import Sidecars, sidecar_path
-from captioner.generation.options import SearchOptions
+from captioner.generation.options import SearchOptions, TagOptions
 from captioner.photos.workers import DecodingError, Found
 
 if TYPE_CHECKING:
@@ -134,6 +134,7 @@ class FolderRun:
         captioner: Captioner | Callable[[], Captioner],
         paths: Iterable[str | os.PathLike[str] | Found],
         options: SearchOptions | None = None,
+        tag_options: TagOptions | None = None,
     ) -> RunResult:
         """Describe what is left of the photographs, and return the counts.
 
@@ -142,6 +143,7 @@ class FolderRun:
                 has been checked, and only if there are photographs.
             paths: photographs and folders, as :func:`find_photographs` takes them.
             options: how captions are searched for.
+            tag_options: which tags are given.
 
         Raises:
             RunError: the run cannot begin; nothing was written.
@@ -161,9 +163,11 @@ class FolderRun:
         loaded = captioner() if callable(captioner) else captioner
         if self.captions and options is not None:
             loaded.check(options)
-        with self._journal(loaded, options) as journal:
+        if self.tags and tag_options is not None:
+            loaded.check_tags(tag_options)
+        with self._journal(loaded, options, tag_options) as journal:
             folders = [_spelled(path) for path in asked if not isinstance(path, Found)]
-            work = _Work(self, loaded, options, photographs, folders, journal)
+            work = _Work(self, loaded, options, tag_options, photographs, folders, journal)
             work.describe()
             if self.report is not None and journal is not None:
                 work.write_report(", ".join(_spelled(path) for path in asked))
@@ -212,7 +216,10 @@ class FolderRun:
 
     @contextmanager
     def _journal(
-        self, captioner: Captioner, options: SearchOptions | None
+        self,
+        captioner: Captioner,
+        options: SearchOptions | None,
+        tag_options: TagOptions | None,
     ) -> Iterator[Journal | None]:
         path = self.journal_path
         if path is None:
@@ -224,6 +231,7 @@ class FolderRun:
             "captions": self.captions,
             "tags": self.tags,
             **(asdict(options or SearchOptions()) if self.captions else {}),
+            **(asdict(tag_options or TagOptions()) if self.tags else {}),
         }
         try:
             with _beginning():
@@ -242,12 +250,13 @@ class _Work:
         run: FolderRun,
         captioner: Captioner,
         options: SearchOptions | None,
+        tag_options: TagOptions | None,
         photographs: Sequence[Photograph],
         folders: Sequence[str],
         journal: Journal | None,
     ) -> None:
         self._run, self._captioner, self._options = run, captioner, options
-        self._folders = folders
+        self._tag_options, self._folders = tag_options, folders
         self._journal = journal
         self._photographs = {p.found.path: p for p in photographs}
         if journal is not None:
@@ -398,6 +407,7 @@ class _Work:
             captions=run.captions,
             tags=run.tags,
             attention=run.report is not None and run.captions,
+            tag_options=self._tag_options,
             batch_size=run.batch_size,
             workers=run.workers,
             decode_timeout=run.decode_timeout,
@@ -480,9 +490,11 @@ def _model_digest(captioner: Captioner) -> str:
     """Return the start of a hash of all that a captioner's answers depend on but its precision."""
     digest = hashlib.sha256()
     for checkpoint in captioner.checkpoints:
-        words, tags = checkpoint.vocabulary.words, checkpoint.tags.vocabulary.words
+        words, tags = checkpoint.vocabulary.words, checkpoint.tags.names
         scale = checkpoint.calibration.slope, checkpoint.calibration.offset
-        digest.update(as_json([asdict(checkpoint.config), scale, words, tags]))
+        scoring = checkpoint.scoring and asdict(checkpoint.scoring)
+        shares = checkpoint.tags.frequencies
+        digest.update(as_json([asdict(checkpoint.config), scale, scoring, words, tags, shares]))
         for name, tensor in sorted(checkpoint.model.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             # Rounded, so that the digest is the same in either precision.

@@ -1,4 +1,4 @@
-"""From a grid to captions and tags: words for tokens, and rules for what may be written."""
+"""From a grid to captions: words for tokens, and rules for what may be written."""
 
 from __future__ import annotations
 
@@ -11,32 +11,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captioner.data.tags import Calibration, TagSet
 from captioner.data.tokenizer import detokenize
 from captioner.data.vocabulary import BOS, EOS, PAD, SPECIAL, UNK, UNSAID, Vocabulary
 from captioner.generation.beams import Hypothesis
 from captioner.generation.options import SearchOptions
-from captioner.generation.rules import Forbid, NoEnding, NoRepeat, TokenRule
+from captioner.generation.rules import Forbid, NoEnding, TokenRule
 from captioner.generation.search import search
 from captioner.model.decoder import Decoder, DecoderState
 from captioner.settings import ConfigError
 
 __all__ = [
-    "TAG_OPTIONS",
     "Caption",
     "NotFiniteError",
-    "Tag",
     "retrace",
+    "search_tokens",
     "token_rules",
     "write_captions",
-    "write_tags",
 ]
-
-TAG_OPTIONS = SearchOptions(beam_size=1, length_penalty=0.0, max_words=8)
-"""How tags are searched."""
-
-# The power of a tag's frequency: it trades tags that are right for tags that differ.
-_RARITY = 0.1
 
 
 @dataclass(frozen=True)
@@ -69,13 +60,6 @@ class NotFiniteError(ConfigError):
             "the model computes numbers that are not finite; its file is damaged, or its training "
             "went wrong: take another checkpoint"
         )
-
-
-class Tag(NamedTuple):
-    """One tag and the calibrated probability, 0…1, that it is right."""
-
-    name: str
-    score: float
 
 
 def token_rules(
@@ -118,7 +102,7 @@ def write_captions(
     computes NaN. A training run that diverges is validated without that check.
     """
     rules, required = token_rules(options, vocabulary)
-    found = _search(decoders, grids, None, options, rules, required, check_finite)
+    found = search_tokens(decoders, grids, None, options, rules, required, check_finite)
     looked = _attention(decoders, grids, found) if attention else [[None] * len(f) for f in found]
     return [
         [_caption(h, vocabulary, weights) for h, weights in zip(*image, strict=True)]
@@ -140,39 +124,6 @@ def _caption(
         hypothesis.finished,
         attention,
     )
-
-
-def write_tags(
-    decoders: Sequence[Decoder],
-    tags: TagSet,
-    calibration: Calibration,
-    grids: Sequence[Tensor],
-    check_finite: bool = True,
-) -> list[list[Tag]]:
-    """Return the tags of each image, best first, none twice.
-
-    ``grids`` and ``check_finite`` are as for captions.
-
-    Each tag's probability is divided by a power of the tag's frequency, so that what is
-    particular to a photograph is said before what is true of many: logit adjustment, Menon et
-    al. (2021), equation 9.
-    """
-    rarity = torch.zeros(len(tags.vocabulary), device=grids[0].device)
-    rarity[len(SPECIAL) :] = -_RARITY * torch.tensor(tags.frequencies).log()
-    rules: list[TokenRule] = [Forbid(UNSAID), NoRepeat()]
-    return [
-        _scored(hypotheses[0], tags.vocabulary, calibration)
-        for hypotheses in _search(
-            decoders, grids, rarity, TAG_OPTIONS, rules, check_finite=check_finite
-        )
-    ]
-
-
-def _scored(best: Hypothesis, vocabulary: Vocabulary, calibration: Calibration) -> list[Tag]:
-    # EOS, the last term, has no score.
-    scores = map(calibration, best.token_log_probs[: len(best.tokens)])
-    found = zip(vocabulary.decode(best.tokens), scores, strict=True)
-    return sorted((Tag(name, score) for name, score in found), key=lambda tag: -tag.score)
 
 
 class _States(NamedTuple):
@@ -203,7 +154,7 @@ def _step(
 
 
 @torch.inference_mode()
-def _search(
+def search_tokens(
     decoders: Sequence[Decoder],
     grids: Sequence[Tensor],
     adjustment: Tensor | None,
@@ -212,6 +163,20 @@ def _search(
     required: Sequence[int] = (),
     check_finite: bool = True,
 ) -> list[list[Hypothesis]]:
+    """Return the hypotheses of each image, best first.
+
+    Args:
+        decoders: The decoders whose log-probabilities are averaged.
+        grids: A grid ``(B, N, D)`` for each.
+        adjustment: ``(V,)``, added to the logits at each step.
+        options: How to search.
+        rules: What may be written.
+        required: The ids that every hypothesis has.
+        check_finite: Whether a model that computes NaN is refused.
+
+    Raises:
+        NotFiniteError: The model computes NaN.
+    """
     is_nan: list[Tensor] = []
 
     def step(tokens: Tensor, state: _States) -> tuple[Tensor, _States]:

@@ -11,13 +11,13 @@ from typing import Any, Literal, TypeVar
 
 from captioner.settings import ConfigError, Ranged, choice, ranged
 
-__all__ = ["SearchOptions", "meaning"]
+__all__ = ["SearchOptions", "TagOptions", "meaning"]
 
 T = TypeVar("T")
 
 
 def meaning(option: Field[Any]) -> str:
-    """Return what a field of ``SearchOptions`` means, with its range and its source."""
+    """Return what a field of options means, with its range and its source."""
     said: str = option.metadata["help"]
     low, high = option.metadata.get("low"), option.metadata.get("high")
     return said if low is None else f"{said}; {low} to {high}"
@@ -135,3 +135,38 @@ def _words(name: str, value: object) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not all(isinstance(word, str) for word in value):
         raise ConfigError(f"{name} is {value!r}; it takes a list of words")
     return tuple(dict.fromkeys(word.lower() for word in value))
+
+
+@_with_meanings
+@dataclass(frozen=True)
+class TagOptions(Ranged):
+    """What a person may say about which tags are given; flags are made from it.
+
+    Names are those of the model's tags. A value out of range is a ``ConfigError``. Each field's
+    meaning and range:
+    """
+
+    threshold: float | None = choice(
+        None, "lowest score of a tag; by default that of the best F1 on the validation photographs"
+    )
+    min_precision: float | None = choice(
+        None, "share of the tags that is to be right, 0 to 1: it sets the lowest score"
+    )
+    max_tags: int = ranged(
+        0, 0, 100_000, "most tags of a photograph, those that say most of it; 0 is all"
+    )
+    only: tuple[str, ...] = choice((), "a tag to give, and no other")
+    exclude: tuple[str, ...] = choice((), "a tag not to give")
+
+    def __post_init__(self) -> None:
+        """Check every range, and that the values fit each other."""
+        super().__post_init__()
+        if self.min_precision is not None and not 0.0 <= self.min_precision <= 1.0:
+            raise ConfigError(f"min_precision is {self.min_precision}; it takes 0 to 1")
+        if self.threshold is not None and self.min_precision is not None:
+            raise ConfigError("threshold and min_precision both set the lowest score; take one")
+        for name in ("only", "exclude"):
+            value = getattr(self, name)
+            if not isinstance(value, list | tuple) or not all(isinstance(n, str) for n in value):
+                raise ConfigError(f"{name} is {value!r}; it takes a list of names of tags")
+            object.__setattr__(self, name, tuple(dict.fromkeys(value)))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from captioner.config import Config, from_stored
-from captioner.data.tags import Calibration, TagSet
+from captioner.data.calibration import Calibration, TagScoring
+from captioner.data.tags import TagSet
 from captioner.data.vocabulary import SPECIAL, Vocabulary
 from captioner.files import as_json, from_json, replacing
 from captioner.model.device import own_settings
@@ -62,6 +63,8 @@ class Checkpoint:
     vocabulary: Vocabulary
     tags: TagSet
     calibration: Calibration = field(default_factory=Calibration)
+    scoring: TagScoring | None = None
+    """How tags get scores; ``None`` for a model that has only the calibration of version 0.1."""
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
@@ -85,6 +88,10 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path, storage: str = "float32"
         "calibration": [checkpoint.calibration.slope, checkpoint.calibration.offset],
         "provenance": checkpoint.provenance,
     }
+    if checkpoint.tags.forms is not None:
+        metadata["tag_forms"] = [checkpoint.tags.forms[name] for name in checkpoint.tags.names]
+    if checkpoint.scoring is not None:
+        metadata["tag_scoring"] = asdict(checkpoint.scoring)
     tensors = _stored(dict(checkpoint.model.named_parameters()), storage)
     tensors |= _stored(dict(checkpoint.model.named_buffers()), storage)
     write_tensors(tensors, path, {"format": _FORMAT, "captioner": json.dumps(metadata)})
@@ -164,7 +171,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _from_metadata(metadata: dict[str, Any]) -> Checkpoint:
     config = from_stored(metadata["config"])
     frequencies = [float(share) for share in metadata["tag_frequencies"]]
-    tags = TagSet(_strings(metadata["tags"]), frequencies)
+    names = _strings(metadata["tags"])
+    tags = TagSet(names, frequencies, _forms(names, metadata.get("tag_forms")))
     vocabulary = Vocabulary(_strings(metadata["vocabulary"]))
     slope, offset = map(float, metadata["calibration"])
     provenance = dict(metadata["provenance"])
@@ -172,7 +180,24 @@ def _from_metadata(metadata: dict[str, Any]) -> Checkpoint:
         raise ValueError(f"its provenance has more than {_MOST_PROVENANCE:,} bytes")
     model = _without_weights(config, vocabulary, tags)
     calibration = Calibration(slope, offset)
-    return Checkpoint(model.eval(), config, vocabulary, tags, calibration, provenance)
+    scoring = _scoring(metadata.get("tag_scoring"))
+    return Checkpoint(model.eval(), config, vocabulary, tags, calibration, scoring, provenance)
+
+
+def _forms(names: Sequence[str], stored: Any) -> dict[str, list[str]] | None:
+    if stored is None:
+        return None
+    return {name: _strings(forms) for name, forms in zip(names, stored, strict=True)}
+
+
+def _scoring(stored: Any) -> TagScoring | None:
+    if stored is None:
+        return None
+    return TagScoring(
+        tuple(map(float, stored["weights"])),
+        float(stored["threshold"]),
+        tuple((float(precision), float(score)) for precision, score in stored["precisions"]),
+    )
 
 
 def _without_weights(config: Config, vocabulary: Vocabulary, tags: TagSet) -> CaptionModel:

@@ -72,8 +72,7 @@ class Learner:
         """Set what learns in a stage, and from what; ``examples`` is the training split."""
         stage.set_learning(self.model)
         if stage is not self._stage:
-            words = self.checkpoint.vocabulary
-            self.objective = stage.objective(self.model, examples, words, self.precision)
+            self.objective = stage.objective(self.model, examples, self.checkpoint, self.precision)
             self._wrapped, self._stage = self.group.wrap(self.objective), stage
 
     def update(

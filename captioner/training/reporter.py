@@ -88,7 +88,8 @@ class Reporter:
             f"epoch {figures['epoch']}, {figures['stage']}: {figure} {figures[figure]:.3f}, "
             f"BLEU-4 {100 * figures['bleu_4']:.1f}, CIDEr-D {100 * figures['cider_d']:.1f}, "
             f"tags {100 * figures['tag_precision']:.0f} % right, "
-            f"{figures['different_tags']} different, {figures['seconds']:.0f} s"
+            f"{figures['different_tags']} different, mAP {100 * figures['map']:.1f}, "
+            f"{figures['seconds']:.0f} s"
         )
         if self._log is not None:
             images = [str(example.image) for example in result.examples]

@@ -1,4 +1,4 @@
-"""The stages of a run: teacher forcing on kept features, then end to end, then self-critical."""
+"""The stages of a run: teacher forcing on kept features, end to end, self-critical, tags alone."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ import torch
 
 from captioner.config import Config
 from captioner.data.example import Example
-from captioner.data.vocabulary import Vocabulary
+from captioner.evaluation import Evaluation
+from captioner.model.checkpoint import Checkpoint
 from captioner.model.model import CaptionModel
 from captioner.settings import ConfigError
 from captioner.training.optimization import rate_factor
 from captioner.training.self_critical import Reward, SelfCritical
+from captioner.training.tag_learning import TagLearning
 from captioner.training.teacher_forcing import TeacherForcing
 
 __all__ = ["Objective", "Stage", "stages_of"]
 
-Objective = TeacherForcing | SelfCritical
+Objective = TeacherForcing | SelfCritical | TagLearning
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Stage(ABC):
     """Whether the encoder reads pixels and learns; otherwise its features are read from a cache."""
     begins_from_best: ClassVar[bool] = False
     """Whether the stage goes on from the best model so far, and not from the last."""
+    captions_change: ClassVar[bool] = True
+    """Whether captions may be others after a step of this stage."""
 
     @property
     def keeps_given_encoder(self) -> bool:
@@ -56,7 +60,7 @@ class Stage(ABC):
         self,
         model: CaptionModel,
         examples: Sequence[Example],
-        words: Vocabulary,
+        begun: Checkpoint,
         dtype: torch.dtype,
     ) -> Objective:
         """Return the module that computes the loss.
@@ -64,9 +68,13 @@ class Stage(ABC):
         Args:
             model: The model that learns.
             examples: The training split, in the order of the data set.
-            words: The vocabulary of the captions.
+            begun: The checkpoint that is trained, for its words and tags.
             dtype: The number type of the forward pass.
         """
+
+    def judge(self, result: Evaluation) -> float:
+        """Return the figure by which the best model of the stage is chosen: CIDEr-D."""
+        return result.scores.cider_d
 
     def set_learning(self, model: CaptionModel) -> None:
         """Let exactly those weights learn that learn in this stage, and set the model's mode."""
@@ -115,11 +123,11 @@ class _TeacherForced(Stage):
         self,
         model: CaptionModel,
         examples: Sequence[Example],
-        words: Vocabulary,
+        begun: Checkpoint,
         dtype: torch.dtype,
     ) -> Objective:
         """Return teacher forcing; arguments as in :meth:`Stage.objective`."""
-        return TeacherForcing(model, self.config, dtype)
+        return TeacherForcing(model, begun.tags, self.config, dtype)
 
 
 class _Frozen(_TeacherForced):
@@ -151,11 +159,11 @@ class _SelfCritical(Stage):
         self,
         model: CaptionModel,
         examples: Sequence[Example],
-        words: Vocabulary,
+        begun: Checkpoint,
         dtype: torch.dtype,
     ) -> Objective:
         """Return self-critical learning; arguments as in :meth:`Stage.objective`."""
-        reward = Reward(examples, words, self.config.experimental.bleu_weight)
+        reward = Reward(examples, begun.vocabulary, self.config.experimental.bleu_weight)
         return SelfCritical(model, reward, self.config.self_critical, dtype)
 
     def set_learning(self, model: CaptionModel) -> None:
@@ -173,16 +181,59 @@ class _SelfCritical(Stage):
         return self.config.self_critical.lr
 
 
+class _Tags(Stage):
+    """The tag decoder and the tag head learn; captions stay what they are."""
+
+    name = "tags"
+    begins_from_best = True
+    captions_change = False
+
+    @property
+    def schedule(self) -> range:
+        """The epochs of this stage alone."""
+        return range(self.first, self.end)
+
+    def objective(
+        self,
+        model: CaptionModel,
+        examples: Sequence[Example],
+        begun: Checkpoint,
+        dtype: torch.dtype,
+    ) -> Objective:
+        """Return the loss of tags; arguments as in :meth:`Stage.objective`."""
+        return TagLearning(model, begun.tags, self.config.tags, dtype)
+
+    def judge(self, result: Evaluation) -> float:
+        """Return the mean average precision of the tags."""
+        return result.tag_measures.mean_average_precision
+
+    def set_learning(self, model: CaptionModel) -> None:
+        """Let the tag decoder and the tag head alone learn, and set the model's mode."""
+        model.encoder.freeze()
+        model.requires_grad_(False)
+        model.tag_decoder.requires_grad_(True)
+        if model.tag_head is not None:
+            model.tag_head.requires_grad_(True)
+        self.set_mode(model)
+
+    def _peak(self, of_group: float) -> float:
+        return self.config.tags.lr
+
+
 def stages_of(config: Config, steps_per_epoch: int) -> list[Stage]:
     """Return the stages of a config that have epochs; ``ConfigError`` if none has any."""
     training = config.training
     frozen, taught = min(training.frozen_epochs, training.epochs), training.epochs
+    rewarded = taught + config.self_critical.epochs
     every = [
         _Frozen(config, steps_per_epoch, 0, frozen),
         _EndToEnd(config, steps_per_epoch, frozen, taught),
-        _SelfCritical(config, steps_per_epoch, taught, taught + config.self_critical.epochs),
+        _SelfCritical(config, steps_per_epoch, taught, rewarded),
+        _Tags(config, steps_per_epoch, rewarded, rewarded + config.tags.epochs),
     ]
     stages = [stage for stage in every if stage.first < stage.end]
     if not stages:
-        raise ConfigError("training.epochs and self_critical.epochs are both 0; nothing to do")
+        raise ConfigError(
+            "training.epochs, self_critical.epochs and tags.epochs are all 0; nothing to do"
+        )
     return stages

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captioner.config import Config, EncoderConfig
-from captioner.data.example import Example
+from captioner.config import Config, DataConfig, EncoderConfig
+from captioner.data.example import DataError, Example
 from captioner.data.tags import TagSet
 from captioner.data.tokenizer import stem, tokenize
 from captioner.data.vocabulary import SPECIAL, Vocabulary
@@ -36,11 +36,15 @@ def begin(config: Config, examples: Sequence[Example]) -> Checkpoint:
     words = Vocabulary.build(
         (tokenize(c) for e in examples for c in e.captions), data.vocabulary_size, data.min_count
     )
-    tags = TagSet.build(examples, data.tag_size, data.tag_min_count)
+    tags = _tags(data, examples)
     origin: dict[str, Any] = {}
     if config.model.init:
         source = _load_source(config)
         origin = {"source": source.provenance}
+        if not (config.training.epochs or config.self_critical.epochs):
+            words = source.vocabulary  # the captions' part learns nothing new
+        if not data.tags:
+            tags = extend_tags(source.tags, tags)
         begun = grow(source, inherit(config, source.config), words, tags)
     elif len(words) == len(SPECIAL):
         raise ConfigError(f"data.min_count is {data.min_count}; no word stands so often")
@@ -56,6 +60,16 @@ def begin(config: Config, examples: Sequence[Example]) -> Checkpoint:
         **origin,
     }
     return begun
+
+
+def _tags(data: DataConfig, examples: Sequence[Example]) -> TagSet:
+    """Return the tags of a list, as far as an example has them, or those of the examples."""
+    if not data.tags:
+        return TagSet.build(examples, data.tag_size, data.tag_min_count)
+    found = TagSet.read(Path(data.tags)).counted(examples)
+    if not found.names:
+        raise DataError(f"{data.tags}: no photograph of the training data has any of these tags")
+    return found
 
 
 def _load_source(config: Config) -> Checkpoint:
@@ -111,7 +125,7 @@ def inherit(config: Config, source: Config) -> Config:
 def _sizes(config: Config) -> dict[str, Any]:
     """Return, by key, the settings that a run must share with the checkpoint it starts from."""
     model = to_dict(config.model)
-    del model["init"]
+    del model["init"], model["tag_head"]
     decoders = {f"model.{d}.{k}": v for d in ("caption", "tags") for k, v in model.pop(d).items()}
     pixels = {f"preprocessing.{k}": v for k, v in to_dict(config.preprocessing).items()}
     grid = {f"model.{key}": value for key, value in model.items()}
@@ -133,16 +147,19 @@ def extend_tags(old: TagSet, new: TagSet) -> TagSet:
     The frequency of a tag is that in the new data, where the new data has the tag. A new tag with
     the stem of an old tag is not added, because a photograph gets only one tag of each stem.
     """
-    names = old.vocabulary.words[len(SPECIAL) :]
-    stems = {stem(name): name for name in reversed(names)}
-    shares = dict(zip(names, old.frequencies, strict=True))
-    for name, share in zip(new.vocabulary.words[len(SPECIAL) :], new.frequencies, strict=True):
-        shares[name if name in shares else stems.get(stem(name), name)] = share
-    return TagSet(list(shares), list(shares.values()))
+    stems = {stem(name): name for name in reversed(old.names)}
+    shares = dict(zip(old.names, old.frequencies, strict=True))
+    forms = {name: [*((old.forms or {}).get(name) or [name])] for name in old.names}
+    for name, share in zip(new.names, new.frequencies, strict=True):
+        known = name if name in shares else stems.get(stem(name), name)
+        shares[known] = share
+        said = (new.forms or {}).get(name) or [name]
+        forms[known] = list(dict.fromkeys([*forms.get(known, ()), *said]))
+    return TagSet(list(shares), list(shares.values()), forms)
 
 
 def grow(source: Checkpoint, config: Config, words: Vocabulary, tags: TagSet) -> Checkpoint:
-    """Return the source's checkpoint, extended by the words and tags that the source lacks.
+    """Return a checkpoint with the source's weights, for words and tags that it may lack.
 
     The weights of a new word begin as the mean of the old words' weights. The new word is then
     never the likeliest before training. Source: Hewitt, "Initializing New Word Embeddings for
@@ -151,28 +168,37 @@ def grow(source: Checkpoint, config: Config, words: Vocabulary, tags: TagSet) ->
     Args:
         source: The checkpoint that the run starts from.
         config: The run's config, with the source's sizes.
-        words: The words of the run's captions.
-        tags: The tags of the run's examples.
+        words: The words of the run's captions; those that the source lacks are added.
+        tags: All tags of the result, also where the source has others.
 
     Returns:
-        A checkpoint whose old words and tags have the ids of the source.
+        A checkpoint whose old words have the ids of the source.
     """
-    words, tags = extend_vocabulary(source.vocabulary, words), extend_tags(source.tags, tags)
+    words = extend_vocabulary(source.vocabulary, words)
     model = build_model(config, words, tags)
-    grown = dict(source.model.state_dict())
-    for decoder in ("caption_decoder", "tag_decoder"):
+    # What the source has not, and it may have no tag head, begins at random weights.
+    fresh = model.state_dict()
+    grown = fresh | {n: t for n, t in source.model.state_dict().items() if n in fresh}
+    vocabularies = {
+        "caption_decoder": (source.vocabulary, words),
+        "tag_decoder": (source.tags.vocabulary, tags.vocabulary),
+        "tag_head": (source.tags.vocabulary, tags.vocabulary),
+    }
+    for part, (old, new) in vocabularies.items():
         for rows in ("embedding.weight", "output.weight", "output.bias"):
-            name = f"{decoder}.{rows}"
-            grown[name] = _with_rows(grown[name], model.get_parameter(name).detach())
+            name = f"{part}.{rows}"
+            if name in source.model.state_dict() and name in grown:
+                grown[name] = _moved(grown[name], old, new, model.get_parameter(name).detach())
     model.load_state_dict(grown)
     return Checkpoint(model, config, words, tags)
 
 
-def _with_rows(rows: Tensor, fresh: Tensor) -> Tensor:
-    """Return the rows, then as many rows of their mean as ``fresh`` has more.
-
-    The mean is over the rows of words, without the special tokens.
-    """
-    old = rows[len(SPECIAL) :]
-    more = fresh[len(rows) :]
-    return torch.cat([rows, old.mean(dim=0, keepdim=True).expand_as(more) if len(old) else more])
+def _moved(rows: Tensor, old: Vocabulary, new: Vocabulary, fresh: Tensor) -> Tensor:
+    """Return the rows of the new words: the old ones' where they are known, else their mean."""
+    known = [word in old for word in new.words]
+    moved = fresh.clone()
+    if len(old) > len(SPECIAL):
+        moved[:] = rows[len(SPECIAL) :].mean(dim=0)
+    places = [old.encode([word])[0] for word in new.words if word in old]
+    moved[torch.tensor(known)] = rows[torch.tensor(places)]
+    return moved

@@ -7,11 +7,13 @@ from torch import Tensor, nn
 
 from captioner.config import Config
 from captioner.data.dataset import Batch
+from captioner.data.tags import TagSet
 from captioner.data.vocabulary import PAD
 from captioner.model.device import autocast
 from captioner.model.model import CaptionModel
 from captioner.training.losses import attention_penalty, no_loss, sequence_loss
 from captioner.training.optimization import ramp
+from captioner.training.tag_learning import TagLoss
 
 __all__ = ["TeacherForcing"]
 
@@ -19,16 +21,27 @@ __all__ = ["TeacherForcing"]
 class TeacherForcing(nn.Module):
     """The loss of the captions plus ``tag_weight`` times the loss of the tags.
 
-    Each loss is a mean over the tokens of a whole step. A micro-batch yields its share of the
-    mean. The losses and gradients of all micro-batches add up to those of the step. ``own_words``
-    is the present probability of scheduled sampling.
+    Each loss is a mean over the tokens of a whole step; tags and the ends of lists of tags are the
+    tokens of the second. A micro-batch yields its share of the mean. The losses and gradients of
+    all micro-batches add up to those of the step. ``own_words`` is the present probability of
+    scheduled sampling.
     """
 
-    def __init__(self, model: CaptionModel, config: Config, dtype: torch.dtype) -> None:
-        """Take the model that learns, its settings, and the dtype of the forward pass."""
+    def __init__(
+        self, model: CaptionModel, tags: TagSet, config: Config, dtype: torch.dtype
+    ) -> None:
+        """Take the model that learns.
+
+        Args:
+            model: The model.
+            tags: Its tags.
+            config: How it learns: the sections ``training``, ``tags`` and ``experimental``.
+            dtype: The dtype of the forward pass.
+        """
         super().__init__()
         self.model, self._dtype = model, dtype
         self._training, self._experimental = config.training, config.experimental
+        self.tag_loss = TagLoss(model, tags, config.tags.order)
         self.own_words = 0.0
 
     def begin_step(self, seed: int, step: int, steps: int) -> None:
@@ -37,8 +50,8 @@ class TeacherForcing(nn.Module):
 
     def counts(self, batch: Batch) -> Tensor:
         """Return the numbers of words, tags and captions of a micro-batch, ``(3,)``."""
-        words, tags = batch.words[:, 1:] != PAD, batch.tags[:, 1:] != PAD
-        return torch.stack([words.sum(), tags.sum(), words.any(dim=1).sum()]).float()
+        words, tags = batch.words[:, 1:] != PAD, self.tag_loss.count(batch)
+        return torch.stack([words.sum(), tags, words.any(dim=1).sum()]).float()
 
     def forward(self, batch: Batch, totals: Tensor) -> tuple[Tensor, Tensor]:
         """Return a micro-batch's share of the step's loss, and the same value without gradient.
@@ -69,8 +82,5 @@ class TeacherForcing(nn.Module):
         if experimental.attention_penalty:
             loss += experimental.attention_penalty * attention_penalty(weights, mask) / totals[2]
 
-        tags = batch.tags.to(totals.device)
-        mask = tags[:, 1:] != PAD
-        logits, _ = model.tag_decoder(grid, tags[:, :-1], mask)
-        tag_loss: Tensor = sequence_loss(logits, tags[:, 1:][mask]) / totals[1]
+        tag_loss: Tensor = self.tag_loss(grid, batch.tags.to(totals.device)) / totals[1]
         return loss + self._training.tag_weight * tag_loss

@@ -255,7 +255,7 @@ class Trainer:
         self.learner.checkpoint.provenance["figures"] = figures
         told = figures | {"seconds": round(progress.seconds, 1)}
         self.reporter.evaluation(result, told, stage.figure)
-        better = progress.judge(result.scores.cider_d, self.step)
+        better = progress.judge(stage.judge(result), self.step)
         if self.group.main:
             save_checkpoint(self.learner.checkpoint, self.run / "last.safetensors")
             if better:
@@ -263,6 +263,7 @@ class Trainer:
         return result
 
     def _validate(self) -> Evaluation:
+        self.validation.captions_change = self.stage.captions_change
         with self._stopper.idle():
             if self.stage.encoder_learns:
                 result = self.validation.of_pixels(self.workers, self.learner.precision)
@@ -291,6 +292,8 @@ class Trainer:
         if over and self.stage is not stage and self.stage.begins_from_best:
             self.group.wait()  # for the process that writes the best model
             self.learner.begin_from(self.run / "best.safetensors")
+            if not self.stage.captions_change:
+                self.progress.best = -1.0  # the next figure is another
         self.save()
 
     def save(self) -> None:

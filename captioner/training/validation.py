@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from captioner.data.calibration import fit_scoring
 from captioner.data.dataset import Features
 from captioner.data.example import Example
-from captioner.data.tags import Calibration, fit_calibration
-from captioner.evaluation import Evaluation, describe, feature_grids, judge, pixel_grids, tag_hits
+from captioner.data.tags import label_matrix
+from captioner.evaluation import Evaluation, describe, feature_grids, judge, pixel_grids
+from captioner.generation.captions import Caption
 from captioner.generation.options import SearchOptions
+from captioner.generation.tags import score_evidence, tag_evidence
 from captioner.model.checkpoint import Checkpoint
 from captioner.training.distributed import Group
 
@@ -39,6 +43,9 @@ class Validation:
         self._checkpoint, self._examples, self._group = checkpoint, examples, group
         self._options = SearchOptions(beam_size=beam_size)
         self.unreadable: dict[str, str] = {}
+        self.captions_change = True
+        """Whether the model may write other captions than when it was judged last."""
+        self._written: dict[int, Caption] | None = None
 
     def of_features(self, features: Features) -> Evaluation:
         """Judge the model on the kept features of the whole split."""
@@ -66,16 +73,23 @@ class Validation:
     def _judge(
         self, grids: Iterator[tuple[list[int], Tensor]], unreadable: dict[int, str]
     ) -> Evaluation:
-        """Caption, tag and score the split, and calibrate the scores of tags on it."""
+        """Caption and tag the split, fit the scores of tags on it, and judge both."""
         checkpoint = self._checkpoint
-        checkpoint.calibration = Calibration()
-        described = self._group.merge(describe(checkpoint, grids, self._options))
+        read_tags = partial(tag_evidence, checkpoint)
+        written = None if self.captions_change else self._written
+        own = describe(checkpoint, grids, self._options, read_tags, written)
+        kept = {index: of_one.caption for index, of_one in own.items()}
+        self._written = None if self.captions_change else kept
+        described = self._group.merge(own)
         reasons = self._group.merge(unreadable)  # complete only after the grids have been read
         self.unreadable = {str(self._examples[i].image): why for i, why in reasons.items()}
-        result = judge(self._examples, described, checkpoint.tags)
-        hits = [tag_hits(e, tags) for e, tags in zip(result.examples, result.tags, strict=True)]
-        checkpoint.calibration = fit_calibration(
-            [math.log(tag.score) for tags in result.tags for tag in tags],
-            [hit for of_image in hits for hit in of_image],
-        )
-        return result
+        if described:
+            read = [self._examples[index] for index in described]
+            evidence = np.stack([of_one.tags for of_one in described.values()])
+            checkpoint.scoring = fit_scoring(evidence, label_matrix(checkpoint.tags, read))
+            rows = score_evidence(torch.from_numpy(evidence), checkpoint.scoring).numpy()
+            described = {
+                index: of_one._replace(tags=row)
+                for (index, of_one), row in zip(described.items(), rows, strict=True)
+            }
+        return judge(self._examples, described, checkpoint)

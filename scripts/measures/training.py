@@ -89,7 +89,12 @@ class Case:
         floor.product(images * _CELLS, learner.model.encoder.width, config.grid_width, False)
         words, tags = len(begun.vocabulary), len(begun.tags.vocabulary)
         floor.decoder(config.caption, config.grid_width, images, batch.words, words)
-        floor.decoder(config.tags, config.grid_width, images, batch.tags, tags)
+        # The tags of each photograph, and an end: a token each, as for words.
+        spoken = [[1] * int(count) for count in (batch.tags > 0).sum(dim=1) + 2]
+        written = torch.nn.utils.rnn.pad_sequence(list(map(torch.tensor, spoken)), True, PAD)
+        floor.decoder(config.tags, config.grid_width, images, written, tags)
+        if config.tag_head == "cells":
+            floor.product(images * _CELLS, config.grid_width, tags)
 
         def products() -> None:
             floor.run()
