@@ -4,9 +4,9 @@
         --images Flickr8k/images --captions Flickr8k/captions.token.txt --split Flickr8k/dev.txt \\
         --baseline "a head"
 
-Scores are made of the tag decoder, of the head, and of both; each half of the photographs is scored
-by a fit to the other half. With a baseline, the 95 % intervals of how far each is ahead of it come
-from a bootstrap over photographs.
+Scores are made of the tags' frequencies, the tag decoder, the head, and both. Each half of the
+photographs is scored by a fit to the other half. With a baseline, the 95 % intervals of how far
+each is ahead of it come from a bootstrap over photographs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=Path, required=True, help="the folder of photographs")
     parser.add_argument("--captions", type=Path, required=True, help="the references")
     parser.add_argument("--split", default="", help="list of names (Flickr8k), or split (Karpathy)")
-    parser.add_argument("--baseline", default="", help="a folder, and decoder, head or both")
+    parser.add_argument(
+        "--baseline", default="", help="a folder, and frequencies, decoder, head or both"
+    )
     parser.add_argument("--draws", type=int, default=400, help="of the bootstrap")
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args(argv)

@@ -12,6 +12,8 @@ import pytest
 from processes import ROOT, captioner, forked, run_script
 from skimage import data_dir  # type: ignore[attr-defined]
 
+from captioner.inference import Captioner
+
 pytestmark = pytest.mark.slow
 
 
@@ -211,3 +213,51 @@ def test_benchmark_measures_training(tmp_path: Path) -> None:
     figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
     assert figures["float32, step"]["step / floor"]["median"] > 1.0
     assert figures["float32, data"]["in memory / real"]["median"] > 0.0
+
+
+def test_tags_are_listed_learnt_alone_compared_and_timed(
+    shapes: Path, best: Path, tmp_path: Path
+) -> None:
+    """A list is edited, a trained captioner gets its tags, and its captions stay as they are."""
+    places = {
+        "images": "images", "captions": "train.json", "instances": "instances.json",
+        "val_captions": "val.json",
+    }  # fmt: skip
+    settings = [
+        argument for key, name in places.items()
+        for argument in ("--set", f"data.{key}={shapes / name}")
+    ]  # fmt: skip
+    listed, config = tmp_path / "tags.tsv", str(ROOT / "configs" / "tags.toml")
+    assert "of 135 photographs" in run("build_tags", config, str(listed), *settings)
+    assert "--overwrite replaces it" in run("build_tags", config, str(listed), *settings, status=2)
+    head = [line for line in listed.read_text().splitlines() if line.startswith("#")]
+    rows = [line for line in listed.read_text().splitlines() if not line.startswith("#")]
+    listed.write_text("\n".join([*head, *rows[:-1]]))  # a person leaves one out
+
+    new = tmp_path / "tags" / "best.safetensors"
+    said = train(
+        shapes, new.parent, f"model.init={best}", f"data.tags={listed}", "tags.epochs=2",
+        "training.epochs=0", "training.frozen_epochs=0",
+    )  # fmt: skip
+    assert "epoch 2, tags: loss " in said
+    before, after = Captioner.load(best), Captioner.load(new)
+    assert set(after.tag_names) == {row.split("\t")[0] for row in rows[:-1]}
+    photographs = sorted((shapes / "images").iterdir())[:3]
+    assert after.caption(photographs) == before.caption(photographs)
+
+    data = ["--images", str(shapes / "images"), "--captions", str(shapes / "val.json")]
+    compare = [str(best), *data, "--draws", "5", "--baseline"]
+    said = run("compare_tags", *compare, "run head")
+    assert [line.split("  ")[0] for line in said.splitlines()] == [
+        f"run {kind}" for kind in ("frequencies", "decoder", "head", "both")
+    ]
+    assert said.count("map ahead ") == 3
+    said = run("compare_tags", *compare, "head", status=2)
+    assert said.startswith("compare_tags.py: --baseline is 'head'; it takes run frequencies, run")
+
+    output = ["--rounds", "2", "--output", str(tmp_path / "figures.json")]
+    timed = ["--images", str(shapes / "images"), "--model", str(new), "--count", "4"]
+    run("benchmark", *output, "tags", *timed)
+    figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
+    assert figures["tags / encoder"]["ratio"]["median"] > 0.5
+    assert figures["both / captions"]["ratio"]["median"] > 0.5

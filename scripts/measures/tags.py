@@ -12,7 +12,7 @@ import torch
 
 from captioner.data import readers
 from captioner.data.calibration import fit_scoring
-from captioner.data.example import Example
+from captioner.data.example import DataError, Example
 from captioner.data.tags import label_matrix
 from captioner.evaluation import pixel_grids
 from captioner.generation.tags import score_evidence, tag_evidence
@@ -24,7 +24,7 @@ from measures.timing import Figures, Named, in_turn, ratio
 
 Array = np.ndarray[Any, Any]
 # The kinds of evidence that make each kind of score: decoder, head, frequency.
-_KINDS = {"decoder": (0, 2), "head": (1, 2), "both": (0, 1, 2)}
+_KINDS = {"frequencies": (2,), "decoder": (0, 2), "head": (1, 2), "both": (0, 1, 2)}
 
 
 def tags(args: argparse.Namespace) -> Named:
@@ -91,24 +91,44 @@ class Compared:
 
 
 def evidence_of(checkpoint: Checkpoint, examples: Sequence[Example], workers: int) -> Array:
-    """Return what a model says of the tags of the examples' photographs."""
+    """Return what a model says of the tags of the examples' photographs.
+
+    Raises ``DataError`` if one of them cannot be read.
+    """
     found: dict[int, Array] = {}
+    unreadable: dict[int, str] = {}
     paths = [str(example.image) for example in examples]
     checkpoint.model.eval()
     with torch.inference_mode():
-        for places, grid in pixel_grids(checkpoint, paths, workers, {}):
+        for places, grid in pixel_grids(checkpoint, paths, workers, unreadable):
             rows = tag_evidence(checkpoint, grid).numpy()
             found |= dict(zip(places, rows, strict=True))
+    for index, why in unreadable.items():
+        raise DataError(f"{paths[index]} cannot be compared: {why}")
     return np.stack([found[index] for index in range(len(examples))])
 
 
-def bootstrap(first: Compared, second: Compared, draws: int) -> Array:
-    """Return the 95 % intervals of first minus second: of both figures, ``(2, 2)``."""
-    generator = np.random.default_rng(0)
-    count = len(first.labels)
-    drawn = [generator.integers(count, size=count) for _ in range(draws)]
-    gaps = [np.subtract(first.of(rows), second.of(rows)) for rows in drawn]
-    return np.asarray(np.percentile(gaps, (2.5, 97.5), axis=0)).T
+def resampled(one: Compared, draws: int) -> Array:
+    """Return mean average precision and overall F1 of photographs drawn anew: ``(draws, 2)``.
+
+    The draws are the same for all that is compared. :func:`captioner.metrics.paired_bootstrap` is
+    for means over photographs, and neither figure is one. Source: Efron and Tibshirani, "An
+    Introduction to the Bootstrap" (1993), section 13.3.
+    """
+    generator, count = np.random.default_rng(0), len(one.labels)
+    return np.array([one.of(generator.integers(count, size=count)) for _ in range(draws)])
+
+
+def ahead(one: Compared, baseline: Compared, draws: int) -> Figures:
+    """Return how far one is ahead, in points, with the 95 % intervals."""
+    everything = np.arange(len(one.labels))
+    gap = 100 * np.subtract(one.of(everything), baseline.of(everything))
+    gaps = 100 * (resampled(one, draws) - resampled(baseline, draws))
+    low, high = np.percentile(gaps, (2.5, 97.5), axis=0)
+    return {
+        f"{name} ahead": f"{gap[n]:.2f} ({low[n]:.2f} to {high[n]:.2f})"
+        for n, name in enumerate(("map", "o_f1"))
+    }
 
 
 def compare_tags(args: argparse.Namespace) -> Named:
@@ -121,14 +141,13 @@ def compare_tags(args: argparse.Namespace) -> Named:
         evidence = evidence_of(checkpoint, examples, args.workers)
         for kind in _KINDS:
             compared[f"{path.parent.name} {kind}"] = Compared(evidence, labels, kind)
-    baseline = compared[args.baseline] if args.baseline else None
+    if args.baseline and args.baseline not in compared:
+        raise DataError(f"--baseline is {args.baseline!r}; it takes {', '.join(compared)}")
+    baseline = compared.get(args.baseline)
     for name, one in compared.items():
         measures = one.measures().as_dict()
         figures: Figures = {key: round(100 * value, 2) for key, value in measures.items()}
         figures["precision at 0.9"] = round(100 * one.precision_at_90(), 2)
         if baseline is not None and one is not baseline:
-            low, high = 100 * bootstrap(one, baseline, args.draws).T
-            gap = 100 * np.subtract(one.of(slice(None)), baseline.of(slice(None)))  # type: ignore[arg-type]
-            for n, figure in enumerate(("map", "o_f1")):
-                figures[f"{figure} ahead"] = f"{gap[n]:.2f} ({low[n]:.2f} to {high[n]:.2f})"
+            figures |= ahead(one, baseline, args.draws)
         yield name, figures
