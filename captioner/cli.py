@@ -36,7 +36,7 @@ class _StoppedError(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    args = parser(caption=_caption, tag=_tag, info=_info).parse_args(argv)
+    args = parser(caption=_caption, tag=_tag, find=_find, info=_info).parse_args(argv)
     try:
         with shown_notices("captioner", getattr(args, "quiet", False)):
             return int(args.run(args))
@@ -55,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _how_to_continue(args: argparse.Namespace) -> str:
+    if "output" not in args:
+        return "nothing was written"
     files = (getattr(args, name, None) for name in ("output", "sidecar", "report"))
     if not any(file not in {None, "-"} for file in files):
         return "with --output FILE a run can be continued"
@@ -243,6 +245,28 @@ def _load(args: argparse.Namespace) -> Captioner:
         return Captioner.load(args.model, device=args.device, precision=args.precision)
     except CheckpointError as error:
         raise _UsageError(str(error)) from error
+
+
+def _find(args: argparse.Namespace) -> int:
+    from captioner.files import printable
+    from captioner.folder.database import DatabaseError, find_images
+
+    words = " ".join(args.words)
+    if not words.strip() and not args.tag:
+        raise _UsageError("nothing to find: name words, or --tag NAME")
+    if args.min_score and not args.tag:
+        raise _UsageError("--min-score is the lowest score of a tag, and needs --tag NAME")
+    try:
+        images = list(find_images(args.database, words, args.tag, args.min_score))
+    except DatabaseError as error:
+        raise _UsageError(str(error)) from error
+    on_terminal = sys.stdout.isatty() and not args.null
+    end = b"\0" if args.null else b"\n"
+    for image in images:
+        shown = printable(image) if on_terminal else image
+        sys.stdout.buffer.write(os.fsencode(shown) + end)
+    sys.stdout.flush()
+    return 0 if images else 1
 
 
 def _info(args: argparse.Namespace) -> int:

@@ -25,6 +25,7 @@ __all__ = [
     "append",
     "as_json",
     "check_in_place",
+    "check_is_at",
     "check_replaceable",
     "decoded",
     "from_json",
@@ -119,8 +120,12 @@ def check_in_place(file: FileIO) -> None:
 
     What is written to it would be gone with it.
     """
-    path = str(file.name)
-    if not os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+    check_is_at(str(file.name), os.fstat(file.fileno()))
+
+
+def check_is_at(path: str, status: os.stat_result) -> None:
+    """Raise ``OSError`` if the file of a status is no longer what a path leads to."""
+    if not os.path.samestat(os.stat(path), status):
         raise OSError(errno.ESTALE, "another file has taken its place", path)
 
 
@@ -135,7 +140,8 @@ def replacing(path: str) -> Iterator[IO[bytes]]:
     temporary: Path | None = None
     try:
         temporary, descriptor = _temporary(target)
-        with open(descriptor, "wb") as file:
+        # Opened so, the file has a name, under which others can write to it.
+        with open(temporary, "wb", opener=lambda *_: descriptor) as file:
             began = os.fstat(descriptor).st_mtime
             yield file
             file.flush()

@@ -22,11 +22,13 @@ _FLAGS = {"only": "--only-tags", "exclude": "--exclude-tags"}
 _EPILOG = """exit status: 0 every photograph done; 1 some could not be read or found, or a sidecar
 or the report not written; 2 wrong usage, before any work; 130 stopped by Ctrl-C"""
 
+_FIND_EPILOG = """exit status: 0 found some; 1 found none; 2 wrong usage, or no such database"""
+
 Command = Callable[[argparse.Namespace], int]
 """Does what was asked for, and returns the exit status."""
 
 
-def parser(*, caption: Command, tag: Command, info: Command) -> Parser:
+def parser(*, caption: Command, tag: Command, find: Command, info: Command) -> Parser:
     """Return the parser of the command line; ``args.run`` is the command that was chosen."""
     parser = Parser(
         prog="captioner",
@@ -37,12 +39,12 @@ def parser(*, caption: Command, tag: Command, info: Command) -> Parser:
     parser.add_argument("--version", action="version", version=f"captioner {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def add(name: str, run: Command, help: str) -> Parser:
+    def add(name: str, run: Command, help: str, epilog: str = _EPILOG) -> Parser:
         command = commands.add_parser(
             name,
             help=help,
             description=f"{help.capitalize()}.",
-            epilog=_EPILOG,
+            epilog=epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
@@ -59,6 +61,7 @@ def parser(*, caption: Command, tag: Command, info: Command) -> Parser:
     tags = add("tag", tag, "tag photographs")
     _add_run_arguments(tags)
     _add_option_arguments(tags, "tags", TagOptions)
+    _add_find_arguments(add("find", find, "find photographs by what was described", _FIND_EPILOG))
     _add_model_arguments(add("info", info, "show the model in use"))
     return parser
 
@@ -122,12 +125,41 @@ def _add_run_arguments(parser: Parser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress and no notes")
 
 
+def _add_find_arguments(parser: Parser) -> None:
+    parser.add_argument("database", metavar="FILE.sqlite", help="the --output of a run")
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="WORDS",
+        help="words that the captions or tags have, all of them; also dogs for dog",
+    )
+    parser.add_argument(
+        "--tag",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a tag that the photograph has; may be given more than once, for all of them",
+    )
+    parser.add_argument(
+        "--min-score",
+        type=_share,
+        default=0.0,
+        metavar="X",
+        help="lowest score of each --tag, from 0 to 1 (default: 0)",
+    )
+    parser.add_argument(
+        "-0", "--null", action="store_true", help="end each path with NUL (xargs -0)"
+    )
+
+
 def _add_output_arguments(parser: Parser) -> None:
     parser.add_argument(
+        "-o",
         "--output",
         metavar="FILE",
-        help="where records go: FILE.jsonl, FILE.csv, FILE.json for COCO results, or - for JSON "
-        "lines on stdout (default: stdout); FILE.journal is kept beside it, to continue a run",
+        help="where records go: FILE.jsonl, FILE.csv (UTF-8 with a byte order mark, for "
+        "spreadsheets), FILE.json for COCO results, FILE.sqlite for captioner find, or - for JSON lines "
+        "on stdout (default: stdout); FILE.journal is kept beside it, to continue a run",
     )
     parser.add_argument(
         "--sidecar",
@@ -170,6 +202,16 @@ def _seconds(text: str) -> float:
         value = 0.0
     if not 0.1 <= value <= 86_400.0:
         raise argparse.ArgumentTypeError(f"expected seconds from 0.1 to 86400, not {text!r}")
+    return value
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, not {text!r}")
     return value
 
 

@@ -12,6 +12,7 @@ from typing import IO, Protocol
 from captioner.data.csv_cells import BETWEEN_TAGS, csv_cell
 from captioner.data.example import coco_image_id
 from captioner.files import Record, append, as_json, check_in_place, printable, replacing
+from captioner.folder.database import DatabaseFile
 
 __all__ = [
     "FORMS",
@@ -27,7 +28,7 @@ __all__ = [
     "tag_list",
 ]
 
-FORMS = (".jsonl", ".csv", ".json")
+FORMS = (".jsonl", ".csv", ".json", ".sqlite")
 """The endings of output files."""
 
 _CSV_COLUMNS = ("image", "caption", "log_prob", "tags", "error")
@@ -170,6 +171,8 @@ def output_file(path: str, sidecars: bool = False) -> Output:
     ending = Path(path).suffix.lower()
     if ending == ".json":
         return CocoFile(path)
+    if ending == ".sqlite":
+        return DatabaseFile(path, json_line)
     if ending != ".csv":
         return LinesFile(path, json_line)
     columns = (*_CSV_COLUMNS, *(["sidecar_error"] if sidecars else []))
