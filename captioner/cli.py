@@ -12,14 +12,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from captioner.console import complain, shown_notices
-from captioner.flags import option_values, parser
+from captioner.flags import option_values, parse
 from captioner.generation.options import SearchOptions, TagOptions
 from captioner.settings import ConfigError
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from captioner.folder import RunResult
+    from captioner.folder import FolderRun, RunResult
     from captioner.folder.outputs import Output
     from captioner.inference import Captioner
 
@@ -36,7 +36,7 @@ class _StoppedError(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    args = parser(caption=_caption, tag=_tag, find=_find, info=_info).parse_args(argv)
+    args = parse(argv, caption=_caption, tag=_tag, find=_find, info=_info)
     try:
         with shown_notices("captioner", getattr(args, "quiet", False)):
             return int(args.run(args))
@@ -57,8 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _how_to_continue(args: argparse.Namespace) -> str:
     if "output" not in args:
         return "nothing was written"
-    files = (getattr(args, name, None) for name in ("output", "sidecar", "report"))
-    if not any(file not in {None, "-"} for file in files):
+    if not (args.output not in {None, "-"} or args.sidecar or args.report):
         return "with --output FILE a run can be continued"
     without = " without --overwrite" if args.overwrite else ""
     return f"the same command{without} continues where it was"
@@ -128,11 +127,11 @@ def _run(args: argparse.Namespace, options: SearchOptions | None, tags: bool) ->
         raise _StoppedError(str(error)) from error
     finally:
         progress.close()
-    _summarize(args, result)
+    _summarize(args, run, result)
     return 1 if result.errors or result.sidecar_errors or result.report_error else 0
 
 
-def _summarize(args: argparse.Namespace, result: RunResult) -> None:
+def _summarize(args: argparse.Namespace, run: FolderRun, result: RunResult) -> None:
     """Tell a person what a run came to."""
     if not result.total:
         _note(args, f"no photographs in {', '.join(args.paths) or 'the list'}")
@@ -149,6 +148,19 @@ def _summarize(args: argparse.Namespace, result: RunResult) -> None:
     for text, count in counts.items():
         if count:
             _note(args, f"{count} {text}")
+    if result.total and (written := _written(run, result)):
+        before = f"{result.skipped} done before, " if result.skipped else ""
+        _note(args, f"{before}{result.described} described, in {written}")
+
+
+def _written(run: FolderRun, result: RunResult) -> str:
+    """Return the files of a run that have what was described."""
+    output = [run.output] if isinstance(run.output, str) else []
+    report = [str(run.report)] if run.report and not result.report_error else []
+    kinds = " and ".join(f".{kind}" for kind in run.kinds)
+    there = kinds and result.skipped + result.described > result.sidecar_errors
+    beside = [f"{kinds} beside the photographs"] if there else []
+    return ", ".join([*output, *report, *beside])
 
 
 class _Progress:
@@ -189,6 +201,8 @@ def _note(args: argparse.Namespace, text: str) -> None:
 
 def _paths(args: argparse.Namespace) -> list[str]:
     """Return the paths of the command and of the list on standard input."""
+    from captioner.photos.formats import URL_HINT, is_url
+
     if not args.paths and not args.null:
         raise _UsageError("the following arguments are required: PATH")
     paths: list[str] = []
@@ -199,7 +213,8 @@ def _paths(args: argparse.Namespace) -> list[str]:
             paths.append(path)
     missing = [path for path in paths if not os.path.exists(path)]
     if paths and len(missing) == len(paths):
-        raise _UsageError(f"no such file or folder: {', '.join(map(repr, missing[:5]))}")
+        hint = f"; {URL_HINT}" if any(map(is_url, missing)) else ""
+        raise _UsageError(f"no such file or folder: {', '.join(map(repr, missing[:5]))}{hint}")
     return paths
 
 
@@ -271,10 +286,15 @@ def _find(args: argparse.Namespace) -> int:
 
 def _info(args: argparse.Namespace) -> int:
     from captioner.data.vocabulary import SPECIAL
+    from captioner.evaluation import shown, versions
     from captioner.files import printable
     from captioner.model.checkpoint import default_path
 
     captioner = _load(args)
+    provenance = {
+        "trained with" if key == "versions" else key: value
+        for key, value in captioner.checkpoint.provenance.items()
+    }
     checkpoint, config = captioner.checkpoint, captioner.checkpoint.config
     size = sum(os.path.getsize(path) for path in args.model or [default_path()])
     parameters = sum(p.numel() for c in captioner.checkpoints for p in c.model.parameters())
@@ -288,14 +308,9 @@ def _info(args: argparse.Namespace) -> int:
         "tags": f"{len(checkpoint.tags.vocabulary) - len(SPECIAL):,}",
         "device": str(captioner.device),
         "precision": str(captioner.precision).removeprefix("torch."),
-        **checkpoint.provenance,
+        "installed": ", ".join(f"{name} {number}" for name, number in versions().items()),
+        **provenance,
     }
     for key, value in rows.items():
-        print(printable(f"{key:<13} {_shown(value)}"))
+        print(printable(f"{key:<13} {shown(value)}"))
     return 0
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_shown(inner)}" for key, inner in value.items())
-    return f"{value:.3f}" if isinstance(value, float) else str(value)

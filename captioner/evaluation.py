@@ -29,6 +29,7 @@ from captioner.metrics.tags import (
 )
 from captioner.model.checkpoint import Checkpoint
 from captioner.model.device import autocast, own_settings
+from captioner.version import __version__
 
 __all__ = [
     "Described",
@@ -41,6 +42,7 @@ __all__ = [
     "feature_grids",
     "judge",
     "pixel_grids",
+    "shown",
     "versions",
 ]
 
@@ -263,10 +265,26 @@ def describe_captions(
     return figures, entries
 
 
+# How the names of scores and shares begin; a loss, a time and a length are neither.
+_SHARES = ("bleu", "rouge", "cider", "meteor", "spice", "tag_", "map", "c_", "o_", "coverage",
+           "gap", "distinct", "bad_endings", "novel")  # fmt: skip
+
+
+def shown(value: object, name: str = "") -> str:
+    """Return a figure as a person reads it: scores and shares times 100, as papers give them."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {shown(inner, key)}" for key, inner in value.items())
+    if isinstance(value, tuple | list):
+        return " to ".join(shown(inner, name) for inner in value)
+    if isinstance(value, float):
+        return f"{100.0 * value:.1f}" if name.startswith(_SHARES) else f"{value:.4f}"
+    return str(value)
+
+
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that figures may depend on."""
-    found = {"python": platform.python_version()}
-    for package in ("captioner", "torch", "torchvision", "numpy", "Pillow", "pycocoevalcap"):
+    found = {"python": platform.python_version(), "captioner": __version__}
+    for package in ("torch", "torchvision", "numpy", "Pillow", "pycocoevalcap"):
         with suppress(PackageNotFoundError):
             found[package] = version(package)
     return found

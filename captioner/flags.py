@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields
 from typing import Any, get_args, get_type_hints
 
@@ -12,7 +13,7 @@ from captioner.console import Parser
 from captioner.generation.options import SearchOptions, TagOptions, meaning
 from captioner.version import __version__
 
-__all__ = ["Command", "option_values", "parser"]
+__all__ = ["Command", "option_values", "parse"]
 
 # The options that take words of captions; the others take tags.
 _WORDS = frozenset({"forbidden", "no_ending", "required"})
@@ -28,8 +29,29 @@ Command = Callable[[argparse.Namespace], int]
 """Does what was asked for, and returns the exit status."""
 
 
-def parser(*, caption: Command, tag: Command, find: Command, info: Command) -> Parser:
-    """Return the parser of the command line; ``args.run`` is the command that was chosen."""
+def parse(argv: Sequence[str] | None, **run: Command) -> argparse.Namespace:
+    """Parse the command line, or exit with status 2.
+
+    Args:
+        argv: The arguments; ``None`` takes those of this process. Without a command they are
+            photographs to caption.
+        run: What each command does, by name. ``run`` of the result is that of the command that was
+            chosen.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser, commands = _parser(run)
+    first = arguments[0] if arguments else ""
+    if first and first not in {*run, "-h", "--help", "--version"}:
+        if not first.startswith("-") and not os.path.lexists(first):
+            parser.error(f"{first!r} is no command ({', '.join(run)}), and no such file or folder")
+        arguments = ["caption", *arguments]
+    if first and arguments[0] in commands and "--" not in arguments:
+        # Paths may stand before and after an option; what follows "--" it would take for options.
+        return commands[arguments[0]].parse_intermixed_args(arguments[1:])
+    return parser.parse_args(arguments)
+
+
+def _parser(run: Mapping[str, Command]) -> tuple[Parser, dict[str, Parser]]:
     parser = Parser(
         prog="captioner",
         description="Say what is on photographs, in words and in tags.",
@@ -37,10 +59,11 @@ def parser(*, caption: Command, tag: Command, find: Command, info: Command) -> P
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"captioner {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands: dict[str, Parser] = {}
 
-    def add(name: str, run: Command, help: str, epilog: str = _EPILOG) -> Parser:
-        command = commands.add_parser(
+    def add(name: str, help: str, epilog: str = _EPILOG) -> Parser:
+        command = subparsers.add_parser(
             name,
             help=help,
             description=f"{help.capitalize()}.",
@@ -48,22 +71,39 @@ def parser(*, caption: Command, tag: Command, find: Command, info: Command) -> P
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        command.set_defaults(run=run)
+        command.set_defaults(run=run[name])
+        commands[name] = command
         return command
 
-    captions = add("caption", caption, "caption photographs")
+    captions = add("caption", "caption photographs (the command where none is named)")
     _add_run_arguments(captions)
     captions.add_argument(
         "--tags", action=argparse.BooleanOptionalAction, default=True, help="tags in the same pass"
     )
     _add_option_arguments(captions, "search", SearchOptions)
     _add_option_arguments(captions, "tags", TagOptions)
-    tags = add("tag", tag, "tag photographs")
+    tags = add("tag", "tag photographs")
     _add_run_arguments(tags)
     _add_option_arguments(tags, "tags", TagOptions)
-    _add_find_arguments(add("find", find, "find photographs by what was described", _FIND_EPILOG))
-    _add_model_arguments(add("info", info, "show the model in use"))
-    return parser
+    _add_find_arguments(add("find", "find photographs by what was described", _FIND_EPILOG))
+    _add_model_arguments(add("info", "show the model in use, and the versions of what runs it"))
+    return parser, commands
+
+
+class _Once(argparse.Action):
+    """An option whose second value would take the place of the first in silence."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        before = getattr(namespace, self.dest)
+        if before not in {None, values}:
+            raise argparse.ArgumentError(self, f"{before!r} and {values!r}: a run has only one")
+        setattr(namespace, self.dest, values)
 
 
 def _add_model_arguments(parser: Parser) -> None:
@@ -156,16 +196,20 @@ def _add_output_arguments(parser: Parser) -> None:
     parser.add_argument(
         "-o",
         "--output",
+        action=_Once,
         metavar="FILE",
         help="where records go: FILE.jsonl, FILE.csv (UTF-8 with a byte order mark, for "
-        "spreadsheets), FILE.json for COCO results, FILE.sqlite for captioner find, or - for JSON lines "
-        "on stdout (default: stdout); FILE.journal is kept beside it, to continue a run",
+        "spreadsheets), FILE.json for COCO results, FILE.sqlite for captioner find, or - for "
+        "JSON lines on stdout (default: stdout); FILE.journal is kept beside it, to continue a run",
     )
     parser.add_argument(
         "--sidecar",
+        action="append",
+        default=[],
         choices=("txt", "caption", "xmp"),
         help="write a file of this kind beside each photograph: the caption for trainers (a.txt, "
-        "a.caption), or XMP for photo managers (a.jpg.xmp), merged into what is there",
+        "a.caption), or XMP for photo managers (a.jpg.xmp), merged into what is there; may be "
+        "given more than once",
     )
     parser.add_argument(
         "--full-names",
@@ -173,7 +217,10 @@ def _add_output_arguments(parser: Parser) -> None:
         help="name sidecars a.jpg.txt, not a.txt, for photographs that share a stem",
     )
     parser.add_argument(
-        "--report", metavar="FILE.html", help="write a page to look through the results"
+        "--report",
+        action=_Once,
+        metavar="FILE.html",
+        help="write a page to look through the results",
     )
     parser.add_argument(
         "--overwrite",

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from tempfile import TemporaryDirectory
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from captioner.data.vocabulary import SPECIAL
+from captioner.files import Record
 from captioner.generation.captions import (
     Caption,
     NotFiniteError,
@@ -24,6 +28,7 @@ from captioner.generation.tags import Tag, Tagger
 from captioner.model.checkpoint import Checkpoint, default_path, load_checkpoint
 from captioner.model.device import choose_device, choose_precision, own_settings
 from captioner.photos.flatten import flatten
+from captioner.photos.formats import URL_HINT, is_url
 from captioner.photos.images import (
     ImageError,
     UnreadableError,
@@ -37,9 +42,12 @@ __all__ = [
     "Captioner",
     "Description",
     "ImageLike",
+    "as_record",
 ]
 
-ImageLike = str | os.PathLike[str] | Image.Image | Tensor
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+ImageLike = str | os.PathLike[str] | Image.Image | Tensor | Pixels | bytes | BinaryIO
+_ONE = (str, bytes, os.PathLike, Image.Image, Tensor, np.ndarray)
 _BATCH = 32
 
 
@@ -50,14 +58,19 @@ class Description(NamedTuple):
     captions: list[Caption]
     tags: list[Tag]
 
+    def to_dict(self) -> Record:
+        """Return the record that a folder run writes, without ``image``; JSON takes it as it is."""
+        return as_record(self.captions, self.tags)
+
 
 class Captioner:
     """A model that captions and tags images.
 
-    An image is a path, a ``PIL.Image.Image`` or a ``(3, h, w)`` uint8 tensor. Methods take a
-    list of them and return a list, one entry an image, in order. They raise ``TypeError`` for a
-    bare string or image, and ``ImageError`` (with ``index`` and ``path``) for an image that
-    cannot be read.
+    An image is a path, a ``PIL.Image.Image``, a ``(3, h, w)`` uint8 tensor, an ``(h, w, 3)`` uint8
+    array in RGB, the bytes of a file, or a file that is open in binary. Methods take a list of
+    them, or a batch as one tensor or array, and return a list, one entry an image, in order. They
+    raise ``TypeError`` for a bare string or image, and ``ImageError`` (with ``index`` and ``path``)
+    for an image that cannot be read. A URL is such an image: nothing is downloaded.
 
     A model computes under its own default dtype, default device and autocast, whatever the caller's
     are. In a process that was forked after a model had been loaded, torch computes in one thread. A
@@ -82,6 +95,17 @@ class Captioner:
         self._process = os.getpid()
         self._models = [c.model.to(self.device, precision).eval() for c in self.checkpoints]
         self._tagger = Tagger(self.checkpoints)
+
+    def __repr__(self) -> str:
+        """Return what tells one model from another, and where it computes."""
+        first, count = self.checkpoint, len(self.checkpoints)
+        words, tags = len(first.vocabulary) - len(SPECIAL), len(self.tag_names)
+        models = "" if count == 1 else f"{count} models, "
+        precision = str(self.precision).removeprefix("torch.")
+        return (
+            f"<Captioner: {models}{first.config.encoder.name}, {words:,} words, {tags:,} tags, "
+            f"{precision} on {self.device}>"
+        )
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -111,9 +135,14 @@ class Captioner:
         return cls([load_checkpoint(Path(file)) for file in paths], chosen, number_type)
 
     def caption(
-        self, images: Iterable[ImageLike], options: SearchOptions | None = None
+        self, images: Iterable[ImageLike], options: SearchOptions | None = None, **search: Any
     ) -> list[Caption]:
-        """Return the best caption of each image; ``ConfigError`` as :meth:`check` raises it."""
+        """Return the best caption of each image.
+
+        ``search`` names single options: ``caption(images, beam_size=5)``. Raises ``TypeError`` for
+        one that does not exist, and ``ConfigError`` as :meth:`check` raises it.
+        """
+        options = _with(options, search)
         grids = self._grids(images)
         return [captions[0] for grid in grids for captions in self.captions_of(grid, options)]
 
@@ -171,6 +200,8 @@ class Captioner:
         options: SearchOptions | None = None,
         threshold: float | None = None,
         attention: bool = False,
+        progress: Callable[[int], object] = lambda done: None,
+        **search: Any,
     ) -> list[Description]:
         """Return captions and tags of each image from one pass of the encoder.
 
@@ -179,22 +210,25 @@ class Captioner:
             options: How captions are searched; the library's defaults if there are none.
             threshold: The lowest score of a tag, as in :meth:`tags`.
             attention: Whether captions have attention weights, for one more pass of the decoder.
+            progress: Told after each image how many are done; 32 go through the model at a time.
+            search: Single options, as for :meth:`caption`.
 
         Raises:
             ConfigError: As :meth:`check` and :meth:`encode` raise it.
             ImageError: An image cannot be read.
+            TypeError: There is no such option.
         """
-        return [
-            Description(captions[0], captions, tags)
-            for grid in self._grids(images)
-            for captions, tags in zip(
-                self.captions_of(grid, options, attention),
-                self.tags_of(grid, TagOptions(threshold)),
-                strict=True,
-            )
-        ]
+        options = _with(options, search)
+        described: list[Description] = []
+        for grid in self._grids(images):
+            written = self.captions_of(grid, options, attention)
+            named = self.tags_of(grid, TagOptions(threshold))
+            for captions, tags in zip(written, named, strict=True):
+                described.append(Description(captions[0], captions, tags))
+                progress(len(described))
+        return described
 
-    def pixels(self, image: ImageLike) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    def pixels(self, image: ImageLike) -> Pixels:
         """Return an image as the pixels ``(3, h, w)`` that the encoder takes.
 
         Raises ``UnreadableError`` for a file that cannot be read, ``TypeError`` or
@@ -209,7 +243,7 @@ class Captioner:
 
     @own_settings()
     @torch.inference_mode()
-    def encode(self, pixels: Sequence[np.ndarray[Any, np.dtype[np.uint8]]]) -> tuple[Tensor, ...]:
+    def encode(self, pixels: Sequence[Pixels]) -> tuple[Tensor, ...]:
         """Return the grid ``(B, N, D)`` of prepared pixels, one for each checkpoint.
 
         Raises ``NotFiniteError`` where the weights are damaged, and ``RuntimeError`` in a process
@@ -259,19 +293,41 @@ class Captioner:
         return self._tagger.choose(self._tagger.scores(grids), options or TagOptions())
 
     def _grids(self, images: Iterable[ImageLike]) -> Iterator[tuple[Tensor, ...]]:
-        if isinstance(images, str | bytes | os.PathLike | Image.Image | Tensor):
+        if isinstance(images, Tensor | np.ndarray) and images.ndim == 4:
+            images = list(images)
+        if isinstance(images, _ONE) or hasattr(images, "read"):
             shown = repr(images) if isinstance(images, str) else type(images).__name__
             raise TypeError(f"expected a list of images, not one; write [{shown}]")
         numbered = enumerate(images)
         while batch := [self._numbered(i, image) for i, image in islice(numbered, _BATCH)]:
             yield self.encode(batch)
 
-    def _numbered(self, index: int, image: ImageLike) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    def _numbered(self, index: int, image: ImageLike) -> Pixels:
         try:
             return self.pixels(image)
         except UnreadableError as error:
             path = os.fsdecode(image) if isinstance(image, str | os.PathLike) else None
             raise ImageError(str(error), index, path) from error
+
+
+def as_record(captions: Sequence[Caption] | None, tags: Sequence[Tag] | None) -> Record:
+    """Return what a record says of one photograph, ``image`` aside; ``None`` leaves a part out.
+
+    ``docs/record.schema.json`` describes it.
+    """
+    record: Record = {}
+    if captions is not None:
+        entries = [_entry(caption) for caption in captions]
+        record |= {"caption": entries[0]["text"], "log_prob": entries[0]["log_prob"]}
+        record["captions"] = entries
+    if tags is not None:
+        record["tags"] = [{"name": tag.name, "score": round(tag.score, 4)} for tag in tags]
+    return record
+
+
+def _entry(caption: Caption) -> Record:
+    unfinished = {} if caption.finished else {"finished": False}
+    return {"text": caption.text, "log_prob": round(caption.log_prob, 4)} | unfinished
 
 
 def _check_ensemble(checkpoints: Sequence[Checkpoint]) -> None:
@@ -300,6 +356,35 @@ def _open(image: ImageLike, size: int) -> Image.Image:
             shape = f"{tuple(image.shape)} {image.dtype}"
             raise ValueError(f"expected a tensor (3, h, w) of torch.uint8, not {shape}")
         return Image.fromarray(image.permute(1, 2, 0).cpu().contiguous().numpy())
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            shape = f"{image.shape} {image.dtype}"
+            raise ValueError(f"expected an array (h, w, 3) of uint8 in RGB, not {shape}")
+        return Image.fromarray(np.ascontiguousarray(image))
     if isinstance(image, str | os.PathLike):
+        if is_url(os.fspath(image)):
+            raise UnreadableError(f"no such file; {URL_HINT}, or give its bytes")
         return open_photograph(image, size).image
-    raise TypeError(f"expected a path, a PIL image or a tensor, not {type(image).__name__}")
+    content = image.read() if hasattr(image, "read") else image
+    if isinstance(content, bytes):
+        return _open_content(content, size)
+    raise TypeError(
+        "expected a path, a PIL image, a tensor, an array, bytes or a file open in binary, not "
+        f"{type(image).__name__}"
+    )
+
+
+def _open_content(content: bytes, size: int) -> Image.Image:
+    # Broken and odd files are read by their place in several ways; a file gives the same pixels.
+    with TemporaryDirectory(prefix="captioner-") as folder:
+        path = Path(folder, "photograph")
+        path.write_bytes(content)
+        return open_photograph(path, size).image
+
+
+def _with(options: SearchOptions | None, search: Mapping[str, Any]) -> SearchOptions | None:
+    """Return search options with single ones of them replaced."""
+    known = [field.name for field in fields(SearchOptions)]
+    if strange := [name for name in search if name not in known]:
+        raise TypeError(f"there is no option {', '.join(strange)}; there are {', '.join(known)}")
+    return replace(options or SearchOptions(), **search) if search else options

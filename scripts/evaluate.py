@@ -28,6 +28,7 @@ from captioner.evaluation import (
     compare_images,
     describe_captions,
     evaluate_images,
+    shown,
     versions,
 )
 from captioner.generation.options import SearchOptions
@@ -140,10 +141,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(figures: dict[str, Any]) -> str:
-    return "".join(
-        f"{name:<16} {value:.4f}\n" if isinstance(value, float) else f"{name:<16} {value}\n"
-        for name, value in figures.items()
-    )
+    return "".join(f"{name:<16} {shown(value, name)}\n" for name, value in figures.items())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

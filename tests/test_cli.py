@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import replace
+from importlib.metadata import version
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from captioner.data.tags import TagSet
 from captioner.folder import find_photographs
 from captioner.folder.outputs import TerminalStream
 from captioner.model.checkpoint import Checkpoint, save_checkpoint
+from captioner.version import __version__
 from conftest import BACKBONE, draw_picture, median_ratio_within
 
 Capture = pytest.CaptureFixture[bytes]
@@ -114,6 +116,10 @@ def test_wrong_usage(model: list[str], photographs: Path, capsysbinary: Capture)
         (["caption", photo, "--model", photo], "not a safetensors file"),
         (["caption"], "the following arguments are required: PATH"),
         ([], "the following arguments are required: COMMAND"),
+        (["captoin", photo], "'captoin' is no command (caption, tag, find, info), and no such"),
+        (["caption", photo, "-o", "a.csv", "--output", "b.csv"], "a run has only one"),
+        (["caption", photo, "--report", "a.html", "--report", "b.html"], "a run has only one"),
+        (["caption", "https://example.org/a.jpg"], "nothing is downloaded: save what a URL leads"),
     ]:
         assert message in usage_error(arguments, capsysbinary)
 
@@ -335,6 +341,7 @@ def test_what_changed_and_what_is_gone_is_said(
         "captioner: 1 photographs changed since they were described; --retry-changed describes "
         "them again",
         "captioner: 1 records are of photographs that are gone; --prune drops them",
+        f"captioner: 2 done before, 0 described, in {output}",
     ]
     journal = Path(f"{output}.journal")
     journal.write_bytes(journal.read_bytes()[:-1])
@@ -342,11 +349,68 @@ def test_what_changed_and_what_is_gone_is_said(
     assert capsysbinary.readouterr().err.decode().splitlines() == [
         "captioner: the last line of the journal was cut off; what it held was done again",
         "captioner: 1 records of photographs that are gone were dropped",
+        f"captioner: 2 described, in {output}",
     ]
     found = [Path(json.loads(line)["image"]).name for line in output.read_text().splitlines()]
     assert found == ["a.png", "c.png"]
-    assert main(arguments) == 0
+    assert main([*arguments, "--quiet"]) == 0
     assert capsysbinary.readouterr().err == b""
+
+
+def test_photographs_without_a_command_are_captioned(
+    model: list[str], photographs: Path, capsysbinary: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = str(photographs / "b.jpg")
+    assert main(["caption", photo, *model]) == 0
+    expected = capsysbinary.readouterr().out
+    for arguments in ([photo, *model], [*model, photo], [*model, "--", photo]):
+        assert main(arguments) == 0
+        assert capsysbinary.readouterr().out == expected
+    assert main(["caption", photo, *model, str(photographs / "a.PNG")]) == 0
+    assert len(capsysbinary.readouterr().out.splitlines()) == 2
+    monkeypatch.setattr(sys, "argv", ["captioner", photo, *model])
+    assert main() == 0
+    assert capsysbinary.readouterr().out == expected
+    # A folder that is called as a command is named by its path.
+    monkeypatch.chdir(photographs.parent)
+    os.rename("photos", "info")
+    assert main(["./info", *model, "--exclude", "deep"]) == 1
+    assert b"./info/a.PNG" in capsysbinary.readouterr().out
+
+
+def test_two_kinds_of_sidecars_are_both_written(
+    model: list[str], photographs: Path, tmp_path: Path, capsysbinary: Capture
+) -> None:
+    photo, output, page = photographs / "b.jpg", tmp_path / "out.jsonl", tmp_path / "out.html"
+    command = ["caption", str(photo), *model, "--sidecar", "txt", "--sidecar", "xmp"]
+    assert main([*command, "-o", str(output), "--report", str(page)]) == 0
+    ((record,), _) = [json.loads(line) for line in output.read_text().splitlines()], None
+    assert photo.with_suffix(".txt").read_text() == record["caption"] + "\n"
+    assert record["caption"] in photo.with_name("b.jpg.xmp").read_text()
+    assert capsysbinary.readouterr().err.decode() == (
+        f"captioner: 1 described, in {output}, {page}, .txt and .xmp beside the photographs\n"
+    )
+    # Without another output a photograph is done once it has both.
+    photo.with_name("b.jpg.xmp").unlink()
+    assert main(command) == 0
+    assert photo.with_name("b.jpg.xmp").exists()
+    assert capsysbinary.readouterr().err.decode().splitlines() == [
+        "captioner: 1 described, in .txt and .xmp beside the photographs",
+    ]
+    assert main(command) == 0
+    assert "1 done before, 0 described" in capsysbinary.readouterr().err.decode()
+
+
+def test_a_sidecar_that_fails_costs_the_other_kind_nothing(
+    model: list[str], photographs: Path, capsysbinary: Capture
+) -> None:
+    photo = photographs / "b.jpg"
+    photo.with_suffix(".txt").mkdir()
+    command = ["caption", str(photo), *model, "--sidecar", "txt", "--sidecar", "xmp"]
+    assert main([*command, "--output", "-"]) == 1
+    ((record,), _) = records(capsysbinary)
+    assert record["sidecar_error"] == "cannot write b.txt: Is a directory"
+    assert record["caption"] in photo.with_name("b.jpg.xmp").read_text()
 
 
 def test_links_in_a_circle_are_searched_once(tmp_path: Path) -> None:
@@ -369,6 +433,22 @@ def test_info(model: list[str], capsysbinary: Capture) -> None:
     out = capsysbinary.readouterr().out.decode()
     assert BACKBONE in out
     assert "words         9\ntags          5\n" in out
+    assert f"captioner {__version__}, torch {version('torch')}" in out
+
+
+def test_info_says_what_trained_a_model_and_its_scores_times_100(
+    tiny: Checkpoint, tmp_path: Path, capsysbinary: Capture
+) -> None:
+    figures = {"step": 12, "loss": 2.5, "bleu_4": 0.20893, "cider_d": 0.6248, "tag_precision": 0.5}
+    tiny.provenance = {"versions": "captioner 0.1.0, torch 2.0", "figures": figures}
+    path = str(tmp_path / "with.safetensors")
+    save_checkpoint(tiny, Path(path))
+    assert main(["info", "--model", path]) == 0
+    lines = capsysbinary.readouterr().out.decode().splitlines()
+    assert lines[-2:] == [
+        "trained with  captioner 0.1.0, torch 2.0",
+        "figures       step 12, loss 2.5000, bleu_4 20.9, cider_d 62.5, tag_precision 50.0",
+    ]
 
 
 @pytest.mark.slow

@@ -114,7 +114,7 @@ def test_what_means_something_to_fts5_or_sql_is_a_word(database: Path, text: str
     found = list(find_images(database, text, [text]))
     assert found == []
     found = list(find_images(database, text))
-    assert len(found) == {"dog*": 4, "^dog": 4, "-dog": 4}.get(text, 0)
+    assert len(found) == {"dog*": 4, "^dog": 4, "-dog": 4, "dog + man": 1}.get(text, 0)
     assert database.read_bytes() == before
 
 
@@ -243,7 +243,8 @@ def test_what_is_no_such_database_is_one_line(tmp_path: Path, capsysbinary: Capt
 def test_find_prints_paths(database: Path, capsysbinary: Capture) -> None:
     assert main(["find", str(database), "dog beach"]) == 0
     assert main(["find", str(database), "dog", "beach"]) == 0
-    assert capsysbinary.readouterr().out == b"near.jpg\nfar.jpg\n" * 2
+    assert main(["find", str(database), "--tag", "dog", "dog", "beach"]) == 0
+    assert capsysbinary.readouterr().out == b"near.jpg\nfar.jpg\n" * 3
     assert main(["find", str(database), "table", "-0"]) == 0
     assert capsysbinary.readouterr().out == b"caf\xe9\n.jpg\0"
     assert main(["find", str(database), "--tag", "snow", "--min-score", "0.5", "--null"]) == 0

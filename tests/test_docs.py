@@ -238,7 +238,7 @@ def test_configs_take_what_commands_set() -> None:
 
 
 def test_pages_name_only_options_that_exist_and_all_of_captioner() -> None:
-    ours = options_of_captioner("caption") | options_of_captioner("tag")
+    ours = set().union(*map(options_of_captioner, ("caption", "tag", "find")))
     known = ours | FOREIGN | {"--version", "--quick"}.union(*map(options_of, PROGRAMS))
     text = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
     named = {

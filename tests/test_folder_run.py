@@ -297,7 +297,7 @@ def test_a_second_run_is_refused_before_it_does_anything(
         seen.append(before)
 
     assert replace(run, progress=run_again).run(captioner, ["photos"]).described == 3
-    assert [len(files) for files in seen] == [4, 4, 4]
+    assert [len(files) for files in seen] == [4, 4, 4, 4]
     assert Path("out.html").read_text().count("<article") == 3
 
 

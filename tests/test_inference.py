@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from io import BytesIO, StringIO
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 import captioner
 from captioner.config import Preprocessing
 from captioner.data.calibration import Calibration
+from captioner.folder import describe_folder
 from captioner.inference import Captioner, ImageLike
 from captioner.model.checkpoint import Checkpoint, build_model, save_checkpoint
 from conftest import draw_picture
@@ -39,12 +41,79 @@ def test_every_kind_of_image_is_the_same(tiny: Checkpoint, tmp_path: Path) -> No
     path = draw_picture(tmp_path / "x.png", "red")
     image = Image.open(path)
     tensor = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
-    kinds: list[ImageLike] = [path, str(path), image, tensor]
+    array = np.asarray(image)
+    kinds: list[ImageLike] = [path, str(path), image, tensor, array, path.read_bytes()]
     model = Captioner(tiny)
     alone = [model.describe([kind])[0] for kind in kinds]
-    assert alone == [alone[0]] * 4
+    alone += model.describe([BytesIO(path.read_bytes())])
+    with path.open("rb") as file:
+        alone += model.describe([file])
+    assert alone == [alone[0]] * 8
     # Where an image stands in its batch is seen in the last digits of its log-probability.
-    assert [d.caption.text for d in model.describe(kinds)] == [alone[0].caption.text] * 4
+    assert [d.caption.text for d in model.describe(kinds)] == [alone[0].caption.text] * 6
+
+
+def test_a_batch_is_a_list(tiny: Checkpoint) -> None:
+    model, generator = Captioner(tiny), np.random.default_rng(1)
+    pixels = generator.integers(0, 256, (3, 41, 67, 3), np.uint8)
+    expected = model.describe([Image.fromarray(picture) for picture in pixels])
+    assert model.describe(pixels) == expected
+    assert model.describe(torch.from_numpy(pixels).permute(0, 3, 1, 2)) == expected
+    # A view whose colours are in another order in memory is taken as it reads.
+    assert model.caption([pixels[0, ::-1, ::2]]) == model.caption([pixels[0, ::-1, ::2].copy()])
+
+
+def test_bytes_are_read_as_files_are(tiny: Checkpoint, photographs: Path) -> None:
+    model = Captioner(tiny)
+
+    def said(image: ImageLike) -> str:
+        try:
+            return str(model.caption([image])[0])
+        except captioner.ImageError as error:
+            return error.reason
+
+    paths = [path for path in photographs.iterdir() if path.is_file()]
+    assert len(paths) > 5
+    assert [said(path.read_bytes()) for path in paths] == [said(path) for path in paths]
+
+
+@pytest.mark.parametrize("url", ["https://example.org/a.jpg", "HTTP://x/y", "data:image/png,x"])
+def test_a_url_is_refused_with_what_to_do(tiny: Checkpoint, url: str) -> None:
+    with pytest.raises(captioner.ImageError, match=r"image 0 .*nothing is downloaded: save what"):
+        Captioner(tiny).caption([url])
+
+
+def test_single_options_are_keywords(tiny: Checkpoint) -> None:
+    model, images = Captioner(tiny), pictures(3)
+    options = captioner.SearchOptions(beam_size=4, max_words=2)
+    assert model.caption(images, beam_size=4, max_words=2) == model.caption(images, options)
+    wider = replace(options, num_captions=2)
+    assert model.describe(images, options, num_captions=2) == model.describe(images, wider)
+    with pytest.raises(TypeError, match="there is no option beam; there are beam_size, num_cap"):
+        model.caption(images, beam=4)
+    with pytest.raises(ValueError, match="beam_size is 0; it takes 1 to 100"):
+        model.caption(images, beam_size=0)
+
+
+def test_progress_is_told_after_each_image(tiny: Checkpoint) -> None:
+    told: list[int] = []
+    Captioner(tiny).describe(pictures(5) * 7, progress=told.append)
+    assert told == list(range(1, 36))
+
+
+def test_what_is_printed_is_of_use(tiny: Checkpoint) -> None:
+    model = Captioner(tiny)
+    caption = model.caption(pictures(1))[0]
+    assert str(caption) == f"{caption}" == caption.text
+    assert repr(model) == "<Captioner: mobilenet_v3_small, 9 words, 5 tags, float32 on cpu>"
+    assert repr(Captioner([tiny, tiny])).startswith("<Captioner: 2 models, mobilenet_v3_small, ")
+
+
+def test_a_description_is_a_record(tiny: Checkpoint, photographs: Path) -> None:
+    model, options = Captioner(tiny), captioner.SearchOptions(num_captions=3)
+    path = photographs / "b.jpg"
+    (record,) = describe_folder(model, [path], options=options)
+    assert {"image": str(path), **model.describe([path], options)[0].to_dict()} == record
 
 
 def test_results_are_one_an_image_in_order(tiny: Checkpoint) -> None:
@@ -133,7 +202,11 @@ def test_members_that_do_not_fit_are_refused(tiny: Checkpoint) -> None:
         Captioner.load([])
 
 
-@pytest.mark.parametrize("bare", ["dog.jpg", Path("dog.jpg"), Image.new("RGB", (2, 2))])
+@pytest.mark.parametrize(
+    "bare",
+    ["dog.jpg", Path("dog.jpg"), Image.new("RGB", (2, 2)), b"x", BytesIO(b"x"),
+     torch.zeros(3, 4, 5).byte(), np.zeros((4, 5, 3), np.uint8)],
+)  # fmt: skip
 def test_a_bare_image_is_refused(tiny: Checkpoint, bare: object) -> None:
     for method in (Captioner(tiny).caption, Captioner(tiny).tags, Captioner(tiny).describe):
         with pytest.raises(TypeError, match=r"write \["):
@@ -154,7 +227,11 @@ def test_an_unreadable_image_is_named(tiny: Checkpoint, photographs: Path) -> No
     assert caught.value.path is None
 
 
-@pytest.mark.parametrize("image", [3, None, torch.zeros(3, 4, 5), torch.zeros(5, 5).byte()])
+@pytest.mark.parametrize(
+    "image",
+    [3, None, torch.zeros(3, 4, 5), torch.zeros(5, 5).byte(), StringIO("text"),
+     np.zeros((4, 5, 3)), np.zeros((3, 4, 5), np.uint8), np.zeros((4, 5), np.uint8)],
+)  # fmt: skip
 def test_what_is_no_image_is_refused(tiny: Checkpoint, image: object) -> None:
     with pytest.raises((TypeError, ValueError), match="expected a"):
         Captioner(tiny).caption([image])  # type: ignore[list-item]

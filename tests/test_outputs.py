@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from processes import captioner, end, forked, start
+from jsonschema import Draft202012Validator
+from processes import ROOT, captioner, end, forked, start
 
 from captioner.cli import main
 from captioner.data.csv_cells import csv_text
@@ -102,6 +103,45 @@ def test_json_lines_keep_names_that_are_not_utf8() -> None:
     line = json_line({"image": "caf\udce9.jpg", "caption": "é", "attention": {}})
     assert os.fsencode(json.loads(line)["image"]) == b"caf\xe9.jpg"
     assert json.loads(line) == {"image": "caf\udce9.jpg", "caption": "é"}
+
+
+SCHEMA = Draft202012Validator(json.loads((ROOT / "docs" / "record.schema.json").read_text()))
+
+
+def test_records_are_as_their_schema_says(
+    model: list[str], photographs: Path, capsysbinary: Capture
+) -> None:
+    Draft202012Validator.check_schema(SCHEMA.schema)
+    whole = (photographs / "b.jpg").read_bytes()
+    large = draw_picture(photographs / "off.jpg", "red", (400, 400)).read_bytes()
+    (photographs / "off.jpg").write_bytes(large[:-20])
+    (photographs / "b.txt").mkdir()
+    (photographs / os.fsdecode(b"caf\xe9.jpg")).write_bytes(whole)
+    options = ["--beam-size", "4", "--num-captions", "3", "--sidecar", "txt", "--output", "-"]
+    more = ["--min-words", "10", "--max-words", "10", "--no-repeat", "1"]
+    kinds: set[str] = set()
+    for command in (["caption", *options], ["caption", *more], ["tag"], ["caption", "--no-tags"]):
+        assert main([*command, str(photographs), *model]) == 1
+        for line in capsysbinary.readouterr().out.splitlines():
+            record = json.loads(line)
+            SCHEMA.validate(record)
+            kinds |= record.keys()
+    assert kinds == SCHEMA.schema["properties"].keys()
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"image": "a.jpg"},
+        {"caption": "a", "log_prob": -1.0, "captions": [{"text": "a", "log_prob": -1.0}]},
+        {"image": "a.jpg", "error": "empty", "tags": []},
+        {"image": "a.jpg", "tags": [{"name": "dog", "score": 97}]},
+        {"image": "a.jpg", "caption": "a", "log_prob": -1.0},
+        {"image": "a.jpg", "tags": [], "surprise": 1},
+    ],
+)
+def test_the_schema_refuses_what_is_no_record(record: dict[str, Any]) -> None:
+    assert not SCHEMA.is_valid(record)
 
 
 def test_output_dash_is_json_lines(
@@ -188,9 +228,10 @@ def test_permissions(model: list[str], tmp_path: Path) -> None:
         done = without_power([*command, "--sidecar", "txt", "--output", str(output)])
         first, *rest = done.stderr.decode().splitlines()
         assert (done.returncode, first) == (1, f"captioner: {closed}")
-        assert rest[-2:] == [
+        assert rest[-3:] == [
             "captioner: 1 sidecars could not be written",
             "captioner: 2 of 3 could not be read",
+            f"captioner: 1 described, in {output}",
         ]
         record = json.loads(output.read_text().splitlines()[0])
         assert record["sidecar_error"] == "cannot write a.txt: Permission denied"

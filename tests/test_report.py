@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import time
 from base64 import b64encode
@@ -90,6 +91,14 @@ def type_into(browser: Browser, element: str, text: str) -> None:
     field = browser.find_element(By.ID, element)
     field.clear()
     field.send_keys(text)
+
+
+def test_how_sure_the_model_is_is_a_percentage_a_word(page: Path) -> None:
+    first, second = page.read_text().split("<article")[1:3]
+    # Four words and an end: exp(-4 / 5). Two and an end: exp(-9 / 3) and exp(-5 / 3).
+    assert re.findall(r">(\d+ % a word)<", first) == ["5 % a word", "45 % a word"]
+    assert re.findall(r">(\d+ % a word)<", second) == ["5 % a word", "19 % a word"]
+    assert "-4.0" not in first
 
 
 def test_hostile_names_are_text(shown: Browser) -> None:
@@ -292,6 +301,7 @@ def test_a_report_that_cannot_be_written_costs_nothing_else(
         f"captioner: cannot write out.html: {why}; the records are safe, and the same run writes "
         "it again\n"
         "captioner: 3 of 7 could not be read\n"
+        "captioner: 4 described, in out.jsonl\n"
     )
     before = Path("out.jsonl").read_bytes()
     assert len(before.splitlines()) == 7

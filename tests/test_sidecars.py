@@ -26,7 +26,7 @@ def test_sidecar_texts(tmp_path: Path) -> None:
     image = str(tmp_path / "a dog.tar.jpg")
     caption = {"image": image, "caption": "a dog & <cat>", "tags": TAGS}
     for kind in ("txt", "caption", "xmp"):
-        assert Sidecars(kind, False).write(caption) == caption
+        assert Sidecars([kind], False).write(caption) == caption
     assert (tmp_path / "a dog.tar.txt").read_text() == "a dog & <cat>\n"
     assert (tmp_path / "a dog.tar.caption").read_text() == "a dog & <cat>\n"
     tree = ElementTree.parse(tmp_path / "a dog.tar.jpg.xmp")
@@ -40,7 +40,7 @@ def test_sidecar_texts(tmp_path: Path) -> None:
     subjects = tree.findall(f"{about}/dc:subject/rdf:Bag/rdf:li", names)
     assert [subject.text for subject in subjects] == ["dog", "run & <hide>"]
     tags = {"image": str(tmp_path / "t.jpg"), "tags": TAGS}
-    Sidecars("txt", False).write(tags)
+    Sidecars(["txt"], False).write(tags)
     assert (tmp_path / "t.txt").read_text() == "dog, run & <hide>\n"
 
 
@@ -50,7 +50,7 @@ def test_what_others_wrote_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "x.caption").symlink_to(text)
     record = {"image": image, "caption": "a dog"}
     for kind, overwrite in (("txt", False), ("txt", True), ("caption", False), ("caption", True)):
-        sidecars = Sidecars(kind, overwrite)
+        sidecars = Sidecars([kind], overwrite)
         assert sidecars.write(record, again=True) is record
         assert sidecars.left_alone == 1
         assert text.read_text() == "mine\n"
@@ -59,21 +59,21 @@ def test_what_others_wrote_is_never_overwritten(tmp_path: Path) -> None:
 
 def test_what_captioner_wrote_is_known_again(tmp_path: Path) -> None:
     image, text = str(tmp_path / "x.jpg"), tmp_path / "x.txt"
-    Sidecars("txt").write({"image": image, "caption": "a dog"})
+    Sidecars(["txt"]).write({"image": image, "caption": "a dog"})
     assert sorted(os.listdir(tmp_path)) == [".captioner-sidecars", "x.txt"]
     # Not without being told, and then also in another folder.
-    sidecars = Sidecars("txt")
+    sidecars = Sidecars(["txt"])
     sidecars.write({"image": image, "caption": "a cat"})
     assert (sidecars.left_alone, sidecars.earlier) == (0, 1)
     assert text.read_text() == "a dog\n"
     tmp_path = tmp_path.rename(tmp_path.with_name("moved"))
     image, text = str(tmp_path / "x.jpg"), tmp_path / "x.txt"
-    Sidecars("txt", overwrite=True).write({"image": image, "caption": "a cat"})
-    Sidecars("txt").write({"image": image, "caption": "a hat"}, again=True)
+    Sidecars(["txt"], overwrite=True).write({"image": image, "caption": "a cat"})
+    Sidecars(["txt"]).write({"image": image, "caption": "a hat"}, again=True)
     assert text.read_text() == "a hat\n"
     # A person's correction is a person's.
     text.write_text("a top hat\n")
-    sidecars = Sidecars("txt", overwrite=True)
+    sidecars = Sidecars(["txt"], overwrite=True)
     sidecars.write({"image": image, "caption": "a dog"})
     assert (sidecars.left_alone, text.read_text()) == (1, "a top hat\n")
 
@@ -81,14 +81,14 @@ def test_what_captioner_wrote_is_known_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("index", [b"", b"[" * 100_000, b'{"name": 1}\n[]\n7\n"', b"\xff\n", None])
 def test_without_its_index_a_sidecar_is_left_alone(tmp_path: Path, index: bytes | None) -> None:
     image = str(tmp_path / "x.jpg")
-    Sidecars("txt").write({"image": image, "caption": "a dog"})
+    Sidecars(["txt"]).write({"image": image, "caption": "a dog"})
     place, elsewhere = tmp_path / ".captioner-sidecars", tmp_path / "elsewhere"
     if index is None:
         place.rename(elsewhere)
         place.symlink_to(elsewhere)
     else:
         place.write_bytes(index)
-    sidecars = Sidecars("txt", overwrite=True)
+    sidecars = Sidecars(["txt"], overwrite=True)
     record = {"image": image, "caption": "a cat"}
     assert sidecars.write(record) is record
     assert sidecars.left_alone == 1
@@ -114,6 +114,7 @@ def test_sidecars_alone_are_what_is_done(
         f"{folder}/d.png  error: an empty file (0 bytes)\n"
         f"{left_alone}"
         "captioner: 1 of 4 could not be read\n"
+        "captioner: 1 done before, 2 described, in .txt beside the photographs\n"
     )  # fmt: skip
     assert (folder / "b.txt").read_text() == "mine\n"
     assert (folder / "c.txt").read_text() == (folder / "a.txt").read_text() != ""
@@ -123,10 +124,13 @@ def test_sidecars_alone_are_what_is_done(
     assert capsysbinary.readouterr().err.decode() == (
         f"{left_alone}captioner: 2 sidecars are of an earlier run and were left alone; "
         "--overwrite replaces them\n"
+        "captioner: 3 done before, 0 described, in .txt beside the photographs\n"
     )
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*.txt")} == times
     assert main([*arguments, "--no-tags", "--overwrite"]) == 0
-    assert capsysbinary.readouterr().err.decode() == left_alone
+    assert capsysbinary.readouterr().err.decode() == (
+        f"{left_alone}captioner: 1 done before, 2 described, in .txt beside the photographs\n"
+    )
     assert (folder / "b.txt").read_text() == "mine\n"
     # Tags alone are another text.
     assert main(["tag", *arguments[1:], "--overwrite"]) == 0
@@ -184,6 +188,7 @@ def test_xmp_of_other_programs(model: list[str], tmp_path: Path, capsysbinary: C
         "line 6, column 0\n"
         "captioner: 1 descriptions by others were kept; captioner:caption is beside them\n"
         "captioner: 1 sidecars could not be written\n"
+        "captioner: 3 described, in .xmp beside the photographs\n"
     )
     assert broken.read_text() == XMP[:-9]
     first = keywords(ours)
@@ -271,8 +276,9 @@ def test_a_sidecar_that_cannot_be_written_costs_nothing_else(
     assert main(arguments) == 1
     expected = [WHY[kind][name] for name in sorted(WHY[kind])]
     failed = len([why for why in expected if why])
-    note = f"captioner: {failed} sidecars could not be written\n"
-    assert capsysbinary.readouterr().err.decode() == note
+    note = f"captioner: {failed} sidecars could not be written\ncaptioner: "
+    where, count = f"in {output}, .{kind} beside the photographs\n", len(expected)
+    assert capsysbinary.readouterr().err.decode() == f"{note}{count} described, {where}"
     texts, errors = captions(output)
     assert all(texts)
     assert len(texts) == len(expected)
@@ -280,7 +286,8 @@ def test_a_sidecar_that_cannot_be_written_costs_nothing_else(
     # The same command tries again and describes nothing anew, also when the cause is gone.
     monkeypatch.setattr("captioner.inference.Captioner.encode", None)
     assert main(arguments) == 1
-    assert capsysbinary.readouterr().err.decode() == note
+    said = capsysbinary.readouterr().err.decode()
+    assert said == f"{note}{count} done before, 0 described, {where}"
     numbers.clear()
     (folder / "4.txt").rmdir()
     (folder / "4.jpg.xmp").unlink()

@@ -57,7 +57,7 @@ def check_sidecars(photographs: Iterable[Found], kind: str, full_names: bool = F
     _check_different(images, lambda path: sidecar_path(path, kind, full_names), "sidecar", advice)
 
 
-def check_folders(photographs: Iterable[Found], kind: str, alone: bool) -> str:
+def check_folders(photographs: Iterable[Found], kinds: Iterable[str], alone: bool) -> str:
     """Return what to tell a person of folders that take no sidecars, if there are any.
 
     Raises ``RunError`` where records go nowhere but there (``alone``), and no folder takes any.
@@ -67,7 +67,7 @@ def check_folders(photographs: Iterable[Found], kind: str, alone: bool) -> str:
     if not closed:
         return ""
     folders = _first([f"{folder} ({reason})" for folder, reason in closed.items()])
-    text = f"--sidecar {kind}: no file can be made in {folders}"
+    text = f"--sidecar {', '.join(kinds)}: no file can be made in {folders}"
     if alone and closed.keys() >= {os.path.dirname(image) or "." for image in images}:
         raise RunError(f"{text}; --output FILE keeps records elsewhere")
     return text

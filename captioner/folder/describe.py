@@ -140,25 +140,17 @@ def _describe(
 ) -> list[Record]:
     if not pixels:
         return []
+    from captioner.inference import as_record
+
     grids = captioner.encode(pixels)
-    records: list[Record] = [{} for _ in pixels]
-    if captions:
-        written = captioner.captions_of(grids, options, attention)
-        for record, found in zip(records, written, strict=True):
-            texts = [_entry(caption) for caption in found]
-            record |= {"caption": texts[0]["text"], "log_prob": texts[0]["log_prob"]}
-            record["captions"] = texts
-            if found[0].attention is not None:
-                record["attention"] = _attention(found[0])
-    if tags:
-        for record, names in zip(records, captioner.tags_of(grids, tag_options), strict=True):
-            record["tags"] = [{"name": t.name, "score": round(t.score, 4)} for t in names]
-    return records
-
-
-def _entry(caption: Caption) -> Record:
-    unfinished = {} if caption.finished else {"finished": False}
-    return {"text": caption.text, "log_prob": round(caption.log_prob, 4)} | unfinished
+    nothing = [None] * len(pixels)
+    written = captioner.captions_of(grids, options, attention) if captions else nothing
+    named = captioner.tags_of(grids, tag_options) if tags else nothing
+    return [
+        as_record(found, names)
+        | ({"attention": _attention(found[0])} if found and found[0].attention is not None else {})
+        for found, names in zip(written, named, strict=True)
+    ]
 
 
 def _attention(caption: Caption) -> Record:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import translate
 
-from captioner.photos.formats import HEIF_ENDINGS, HEIF_HINT, OTHER_ENDINGS
+from captioner.photos.formats import HEIF_ENDINGS, HEIF_HINT, OTHER_ENDINGS, URL_HINT, is_url
 from captioner.photos.images import image_endings
 from captioner.photos.workers import Found
 
@@ -89,7 +89,8 @@ def find_photographs(
         elif os.path.exists(path):
             yield Found(path)
         else:
-            yield Found(path, "no such file or folder")
+            hint = f"; {URL_HINT}" if is_url(path) else ""
+            yield Found(path, f"no such file or folder{hint}")
 
 
 class _Search:

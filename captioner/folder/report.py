@@ -83,7 +83,7 @@ def _card(record: Record, folder: str) -> dict[str, Any]:
     tags = record.get("tags", ())
     confidence = max((tag["score"] for tag in tags), default=0.0)
     if log_prob is not None:
-        confidence = math.exp(log_prob / (len(caption.split()) + 1))
+        confidence = _confidence(caption, log_prob)
     return {
         "name": printable(record["image"]),
         # The dot keeps a name with a colon from being taken for a scheme.
@@ -91,11 +91,19 @@ def _card(record: Record, folder: str) -> dict[str, Any]:
         "error": None if "error" not in record else printable(record["error"]),
         "sidecar_error": printable(record.get("sidecar_error", "")),
         "confidence": f"{confidence:.4f}",
-        "log_prob": log_prob,
+        "percent": None if log_prob is None else f"{100.0 * confidence:.0f}",
         "words": _words(caption, record.get("attention")),
         "tags": [{"name": t["name"], "score": round(100.0 * t["score"])} for t in tags],
-        "alternatives": record.get("captions", ())[1:],
+        "alternatives": [
+            {"text": c["text"], "percent": f"{100.0 * _confidence(c['text'], c['log_prob']):.0f}"}
+            for c in record.get("captions", ())[1:]
+        ],
     }
+
+
+def _confidence(caption: str, log_prob: float) -> float:
+    """Return the geometric mean of the probabilities of a caption's words and of its end."""
+    return math.exp(log_prob / (len(caption.split()) + 1))
 
 
 def _words(caption: str, attention: Record | None) -> list[dict[str, str]]:

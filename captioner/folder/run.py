@@ -89,10 +89,11 @@ class FolderRun:
     known by its absolute path, size and time; records have it as it was spelled first.
 
     Attributes:
-        output: a file, ``.jsonl``, ``.csv`` or ``.json`` (COCO results), or an ``Output``, to
-            which the records go as they are made. Records that go to an ``Output`` alone are not
-            kept.
-        sidecar: a kind in ``SIDECARS``: a file of it is written beside each photograph.
+        output: a file, ``.jsonl``, ``.csv``, ``.json`` (COCO results) or ``.sqlite``, or an
+            ``Output``, to which the records go as they are made. Records that go to an ``Output``
+            alone are not kept.
+        sidecar: a kind in ``SIDECARS``, or several: a file of each is written beside each
+            photograph.
         report: an HTML file, a page to look through the results.
         full_names: name sidecars ``dog.jpg.txt``, not ``dog.txt``; XMP is always named so.
         exclude: globs of files and folders to pass over, as in :func:`find_photographs`.
@@ -107,12 +108,12 @@ class FolderRun:
         batch_size: how many photographs go through the model at a time.
         workers: how many processes read photographs.
         decode_timeout: the longest time to read one photograph, in seconds.
-        progress: told the counts so far, at the beginning and after each batch.
+        progress: told the counts so far, at the beginning and after each photograph.
         note: told what a person should know: what was passed over, and what could not be written.
     """
 
     output: str | os.PathLike[str] | Output | None = None
-    sidecar: str | None = None
+    sidecar: str | Sequence[str] | None = None
     report: str | os.PathLike[str] | None = None
     full_names: bool = False
     exclude: Sequence[str] = ()
@@ -190,19 +191,24 @@ class FolderRun:
             check_output(os.fspath(self.output), found, self.overwrite)
         if self.report is not None:
             check_report(os.fspath(self.report), self.overwrite)
-        if self.sidecar is not None:
-            check_sidecars(found, self.sidecar, self.full_names)
+        for kind in self.kinds:
+            check_sidecars(found, kind, self.full_names)
         model = {inode for path in self.protect if (inode := inode_of(path)) is not None}
         check_not_read(self._written(found), inodes, model)
-        closed = self.sidecar and check_folders(found, self.sidecar, self.sidecars_alone)
-        if closed:
+        if self.kinds and (closed := check_folders(found, self.kinds, self.sidecars_alone)):
             self.note(closed)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of sidecars, each once."""
+        kinds = (self.sidecar,) if isinstance(self.sidecar, str) else self.sidecar or ()
+        return tuple(dict.fromkeys(kinds))
 
     @property
     def sidecars_alone(self) -> bool:
         """Whether records go nowhere but into sidecars."""
         elsewhere = self.output is not None and not isinstance(self.output, ErrorStream)
-        return self.sidecar is not None and self.report is None and not elsewhere
+        return bool(self.kinds) and self.report is None and not elsewhere
 
     def _written(self, found: Iterable[Found]) -> Iterator[str]:
         """Yield what the run writes to, apart from new files beside these."""
@@ -211,8 +217,8 @@ class FolderRun:
                 yield os.fspath(path)
         if self.journal_path is not None:
             yield from (self.journal_path, lock_path(self.journal_path))
-        if self.sidecar is not None:
-            yield from (sidecar_path(path, self.sidecar, self.full_names) for path, _ in found)
+        for path, _ in found if self.kinds else ():
+            yield from (sidecar_path(path, kind, self.full_names) for kind in self.kinds)
 
     @contextmanager
     def _journal(
@@ -300,6 +306,7 @@ class _Work:
                 for record in self._described(part):
                     with _writing():
                         self._keep(record)
+                    self._run.progress(self.result)
         finally:
             self._finish()
 
@@ -412,7 +419,6 @@ class _Work:
             workers=run.workers,
             decode_timeout=run.decode_timeout,
             done=part.done,
-            progress=lambda _: run.progress(self.result),
         )
 
     def _stamped(self, part: _Part) -> Iterator[Found]:
@@ -473,13 +479,13 @@ def _output(run: FolderRun) -> Output:
         return _Nowhere()
     if not isinstance(run.output, str | os.PathLike):
         return run.output
-    return output_file(os.fspath(run.output), sidecars=run.sidecar is not None)
+    return output_file(os.fspath(run.output), sidecars=bool(run.kinds))
 
 
 def _sidecars(run: FolderRun) -> Sidecars | None:
-    if run.sidecar is None:
+    if not run.kinds:
         return None
-    return Sidecars(run.sidecar, run.overwrite, full_names=run.full_names, alone=run.sidecars_alone)
+    return Sidecars(run.kinds, run.overwrite, full_names=run.full_names, alone=run.sidecars_alone)
 
 
 def _spelled(path: str | os.PathLike[str] | Found) -> str:

@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from io import FileIO
@@ -71,7 +71,7 @@ class _There(NamedTuple):
 
 
 class Sidecars:
-    """A file beside each photograph, of a kind in ``SIDECARS``.
+    """Files beside each photograph, one of each kind that was chosen from ``SIDECARS``.
 
     "txt" and "caption" hold the caption, or the tags with commas between where there is no
     caption. Such a file is replaced only if captioner wrote it: the hidden file
@@ -86,69 +86,74 @@ class Sidecars:
     """
 
     def __init__(
-        self, kind: str, overwrite: bool = False, *, full_names: bool = False, alone: bool = False
+        self,
+        kinds: Sequence[str],
+        overwrite: bool = False,
+        *,
+        full_names: bool = False,
+        alone: bool = False,
     ) -> None:
-        """Choose the kind.
+        """Choose the kinds.
 
         Args:
-            kind: one of ``SIDECARS``.
+            kinds: of ``SIDECARS``.
             overwrite: replace what an earlier run wrote.
             full_names: ``dog.jpg.txt`` in place of ``dog.txt``.
             alone: whether records go nowhere else, so that a full disk ends the run.
         """
-        self._kind, self._overwrite = kind, overwrite
+        self._kinds, self._overwrite = kinds, overwrite
         self._full_names, self._alone = full_names, alone
         self._index = _Index()
         self.left_alone = self.earlier = self.kept = 0
         self.failed: set[str] = set()
 
-    def path(self, image: str) -> str:
-        """Return where a photograph's sidecar lies."""
-        return sidecar_path(image, self._kind, self._full_names)
+    def _path(self, image: str, kind: str) -> str:
+        return sidecar_path(image, kind, self._full_names)
 
     def has(self, image: str) -> bool:
         """Return whether a photograph needs no record, where records go nowhere else.
 
-        It has a sidecar already, and that is not one to replace.
+        It has all its sidecars already, and they are not to be replaced.
         """
         try:
-            there = self._look(self.path(image))
+            writers = [self._look(self._path(image, kind), kind).writer for kind in self._kinds]
         except (OSError, XmpError):  # which its record will say
             return False
-        left_alone, earlier = there.writer == "another", there.writer == "captioner"
-        earlier &= not self._overwrite
-        self.left_alone += left_alone
-        self.earlier += earlier
-        return left_alone or earlier
+        if not all(w == "another" or (w == "captioner" and not self._overwrite) for w in writers):
+            return False
+        self.left_alone += writers.count("another")
+        self.earlier += writers.count("captioner")
+        return True
 
     def write(self, record: Record, again: bool = False) -> Record:
-        """Write a record's sidecar.
+        """Write a record's sidecars.
 
         Args:
-            record: what is to be written; an error record has no sidecar.
-            again: whether the record replaces an earlier one of the same run, so that its sidecar
-                replaces that one's.
+            record: what is to be written; an error record has no sidecars.
+            again: whether the record replaces an earlier one of the same run, so that its sidecars
+                replace that one's.
 
         Returns:
-            The record, with ``sidecar_error`` if that failed.
+            The record, with ``sidecar_error`` if any failed.
 
         Raises:
             OSError: the disk is full, and records go nowhere else.
         """
         if "error" in record:
             return record
-        why = self._why_not(record, again or self._overwrite)
+        whys = [self._why_not(record, kind, again or self._overwrite) for kind in self._kinds]
+        why = "; ".join(filter(None, whys)) or None
         (self.failed.discard if why is None else self.failed.add)(record["image"])
         if why == record.get("sidecar_error"):
             return record
         record = {key: value for key, value in record.items() if key != "sidecar_error"}
         return record if why is None else record | {"sidecar_error": why}
 
-    def _why_not(self, record: Record, replace: bool) -> str | None:
-        """Write a record's sidecar; return why that is impossible, if it is."""
-        path = self.path(record["image"])
+    def _why_not(self, record: Record, kind: str, replace: bool) -> str | None:
+        """Write a record's sidecar of a kind; return why that is impossible, if it is."""
+        path = self._path(record["image"], kind)
         try:
-            self._write(path, record, replace)
+            self._write(path, kind, record, replace)
         except OSError as error:
             if self._alone and error.errno in {errno.ENOSPC, errno.EDQUOT}:
                 raise
@@ -169,20 +174,20 @@ class Sidecars:
         }
         return [f"{count} {text}" for text, count in counts.items() if count]
 
-    def _look(self, path: str) -> _There:
+    def _look(self, path: str, kind: str) -> _There:
         """Return what lies where a sidecar is to be; raises ``OSError`` and ``XmpError``."""
         content = _content(path)
         if content is None:
             return _There(b"", "another")
-        if self._kind == "xmp":
+        if kind == "xmp":
             return _There(content, "captioner" if content and is_captioners(content) else "nobody")
         if content:
             return _There(content, "captioner" if self._index.has(path, content) else "another")
         return _There(content, "nobody")
 
-    def _write(self, path: str, record: Record, replace: bool) -> None:
-        there = self._look(path)
-        content = self._wanted(record, there.content)
+    def _write(self, path: str, kind: str, record: Record, replace: bool) -> None:
+        there = self._look(path, kind)
+        content = self._wanted(record, kind, there.content)
         if there.content == content:
             return
         if there.writer == "another":
@@ -190,15 +195,15 @@ class Sidecars:
         elif there.writer == "captioner" and not replace:
             self.earlier += 1
         else:
-            if self._kind != "xmp":
+            if kind != "xmp":
                 # Before the file itself: a kill in between must not make it a stranger's.
                 self._index.add(path, content)
             _replace(path, content, careful=there.content != b"")
 
-    def _wanted(self, record: Record, before: bytes) -> bytes:
+    def _wanted(self, record: Record, kind: str, before: bytes) -> bytes:
         """Return what is to stand in a sidecar in place of what stands there."""
         caption, tags = record.get("caption"), record.get("tags")
-        if self._kind != "xmp":
+        if kind != "xmp":
             text = tag_list(record) if caption is None else caption
             return f"{text}\n".encode("utf-8", "backslashreplace")
         names = None if tags is None else [tag["name"] for tag in tags]

@@ -50,6 +50,10 @@ class Caption:
     grid come row by row from the top left of the prepared picture, a square. ``None`` unless it
     was asked for, and where the model has no attention."""
 
+    def __str__(self) -> str:
+        """Return the text."""
+        return self.text
+
 
 class NotFiniteError(ConfigError):
     """The model that was named computes numbers that are not finite: its weights make no sense."""
