@@ -266,7 +266,7 @@ def test_pages_name_only_keys_that_exist() -> None:
         named = re.findall(
             rf"(?<![\w.])((?:{sections})\.[a-z_.]*[a-z_])", page.read_text(encoding="utf-8")
         )
-        wrong = {n for n in named if not re.search(r"\.(md|toml|py|sources\..*)$", n)} - known
+        wrong = {n for n in named if not re.search(r"\.(md|toml|py|tsv|sources\..*)$", n)} - known
         assert not wrong, f"{page.name}: there are no {wrong}"
 
 
