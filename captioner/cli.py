@@ -108,6 +108,7 @@ def _run(args: argparse.Namespace, options: SearchOptions | None, tags: bool) ->
         protect=args.model or (),
         captions=options is not None,
         tags=tags,
+        min_confidence=getattr(args, "min_confidence", 0.0),
         batch_size=args.batch_size,
         workers=args.workers,
         decode_timeout=args.decode_timeout,

@@ -17,10 +17,13 @@ from torch import Tensor
 from captioner.data.dataset import Features, pixel_batches
 from captioner.data.example import DataError, Example, ImageId, coco_image_id
 from captioner.data.tags import TagSet, label_matrix
+from captioner.data.things import names_right
 from captioner.generation.captions import Caption, write_captions
+from captioner.generation.confidence import with_confidence
 from captioner.generation.options import SearchOptions, TagOptions
 from captioner.generation.tags import Tag, Tagger
 from captioner.metrics import Scores, diversity, meteor, paired_bootstrap, score, spice
+from captioner.metrics.reliability import ConfidenceMeasures, measure_confidence
 from captioner.metrics.tags import (
     TagMeasures,
     mean_average_precision,
@@ -69,6 +72,9 @@ class Evaluation:
     Beside the mean average precision in ``tag_measures``, that of two guesses: ``map_frequent``,
     which gives every photograph the tags' frequencies as scores, and ``map_words``, which gives it
     the tags that its generated caption says.
+
+    ``confidence`` says how many captions are right (:func:`captioner.data.things.names_right`)
+    and how well their confidences say which, if the model gives any.
     """
 
     examples: list[Example]
@@ -81,6 +87,7 @@ class Evaluation:
     different_tags: int
     map_frequent: float
     map_words: float
+    confidence: ConfidenceMeasures
 
     def tag_figures(self) -> dict[str, float]:
         """Return the figures of the tags by name."""
@@ -89,7 +96,15 @@ class Evaluation:
 
     def as_dict(self) -> dict[str, float]:
         """Return all figures by name."""
-        return {**self.scores.as_dict(), **self.tag_figures()}
+        return {**self.scores.as_dict(), **self.tag_figures(), **self.confidence_figures()}
+
+    def confidence_figures(self) -> dict[str, float]:
+        """Return the figures of the captions' confidences by name; of a model without, one."""
+        right, error, *covered = self.confidence
+        if not self.captions or self.captions[0].confidence is None:
+            return {"right": right}
+        names = ("coverage_50", "right_50", "coverage_70", "right_70")
+        return {"right": right, "confidence_ece": error, **dict(zip(names, covered, strict=True))}
 
 
 def pixel_grids(
@@ -167,10 +182,14 @@ def judge(
     if not found:
         raise DataError("none of the photographs to evaluate on could be read")
     read = [examples[place] for place in found]
-    captions = [described.caption for described in found.values()]
-    texts = [caption.text for caption in captions]
     tags = checkpoint.tags
     scores = np.stack([described.tags for described in found.values()])
+    captions = [described.caption for described in found.values()]
+    captions = [
+        with_confidence([caption], [checkpoint.confidence], tags, row)[0]
+        for caption, row in zip(captions, scores, strict=True)
+    ]
+    texts = [caption.text for caption in captions]
     tagger, labels = Tagger([checkpoint]), label_matrix(tags, read)
     given = tagger.choose(torch.from_numpy(scores), TagOptions())
     frequent = np.broadcast_to(np.asarray(tags.frequencies, np.float32), scores.shape)
@@ -189,6 +208,10 @@ def judge(
         different_tags=int(first.any(axis=0).sum()),
         map_frequent=mean_average_precision(frequent, labels),
         map_words=mean_average_precision(words.astype(np.float32), labels),
+        confidence=measure_confidence(
+            np.array([caption.confidence or 0.0 for caption in captions]),
+            np.array([names_right(text, e.captions) for text, e in zip(texts, read, strict=True)]),
+        ),
     )
 
 

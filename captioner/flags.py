@@ -80,6 +80,14 @@ def _parser(run: Mapping[str, Command]) -> tuple[Parser, dict[str, Parser]]:
     captions.add_argument(
         "--tags", action=argparse.BooleanOptionalAction, default=True, help="tags in the same pass"
     )
+    captions.add_argument(
+        "--min-confidence",
+        type=_share,
+        default=0.0,
+        metavar="P",
+        help="leave out a caption that is less probably right than this (0 to 1); its record has "
+        "null in its place, and its tags (default: 0)",
+    )
     _add_option_arguments(captions, "search", SearchOptions)
     _add_option_arguments(captions, "tags", TagOptions)
     tags = add("tag", "tag photographs")

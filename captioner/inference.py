@@ -23,6 +23,7 @@ from captioner.generation.captions import (
     token_rules,
     write_captions,
 )
+from captioner.generation.confidence import with_confidence
 from captioner.generation.options import SearchOptions, TagOptions
 from captioner.generation.tags import Tag, Tagger
 from captioner.model.checkpoint import Checkpoint, default_path, load_checkpoint
@@ -184,7 +185,7 @@ class Captioner:
 
         A model of version 0.1 has scores for the tags that it writes, and 0 for the others.
         """
-        rows = [self._tagger.scores(grids).float().cpu().numpy() for grids in self._grids(images)]
+        rows = [self.scores_of(grids).float().cpu().numpy() for grids in self._grids(images)]
         return np.concatenate([np.zeros((0, len(self.tag_names)), np.float32), *rows])
 
     def threshold_for(self, precision: float) -> float:
@@ -220,9 +221,10 @@ class Captioner:
         """
         options = _with(options, search)
         described: list[Description] = []
-        for grid in self._grids(images):
-            written = self.captions_of(grid, options, attention)
-            named = self.tags_of(grid, TagOptions(threshold))
+        for grids in self._grids(images):
+            scores = self.scores_of(grids)
+            written = self.captions_of(grids, options, attention, scores)
+            named = self.tags_of(grids, TagOptions(threshold), scores)
             for captions, tags in zip(written, named, strict=True):
                 described.append(Description(captions[0], captions, tags))
                 progress(len(described))
@@ -266,19 +268,46 @@ class Captioner:
         grids: Sequence[Tensor],
         options: SearchOptions | None = None,
         attention: bool = False,
+        tag_scores: Tensor | None = None,
     ) -> list[list[Caption]]:
         """Return the captions of each image of the grids, best first.
 
-        There are ``options.num_captions`` of an image, unless fewer satisfy the options. Raises
-        ``NotFiniteError`` where the weights are damaged.
+        Args:
+            grids: From :meth:`encode`.
+            options: How captions are searched; there are ``options.num_captions`` of an image,
+                unless fewer satisfy the options.
+            attention: Whether captions have attention weights.
+            tag_scores: From :meth:`scores_of`, where they are known already: a caption's
+                confidence also comes from the tags.
+
+        Raises:
+            NotFiniteError: The weights are damaged.
         """
-        return write_captions(
+        written = write_captions(
             [model.caption_decoder for model in self._models],
             self.checkpoint.vocabulary,
             grids,
             options or SearchOptions(),
             attention,
         )
+        confidences = [checkpoint.confidence for checkpoint in self.checkpoints]
+        if None in confidences:
+            return written
+        rows = (self.scores_of(grids) if tag_scores is None else tag_scores).float().cpu().numpy()
+        return [
+            with_confidence(of_one, confidences, self.checkpoint.tags, row)
+            for of_one, row in zip(written, rows, strict=True)
+        ]
+
+    def check_confidence(self, least: float) -> None:
+        """Raise ``ConfigError`` unless captions can be judged by the least confidence, 0 to 1."""
+        if not 0.0 <= least <= 1.0:
+            raise ConfigError(f"min_confidence is {least}; it takes 0 to 1")
+        if least > 0.0 and None in [checkpoint.confidence for checkpoint in self.checkpoints]:
+            raise ConfigError(
+                f"min_confidence is {least}, but the model gives captions no confidence: take "
+                "another checkpoint, or train its tags anew (configs/tags.toml), which fits it"
+            )
 
     def check_tags(self, options: TagOptions) -> None:
         """Raise ``ConfigError`` if the options have tags or a precision that the model has not."""
@@ -286,11 +315,24 @@ class Captioner:
 
     @own_settings()
     @torch.inference_mode()
+    def scores_of(self, grids: Sequence[Tensor]) -> Tensor:
+        """Return the scores ``(B, T)`` of all tags of each image of the grids."""
+        return self._tagger.scores(grids)
+
+    @own_settings()
+    @torch.inference_mode()
     def tags_of(
-        self, grids: Sequence[Tensor], options: TagOptions | None = None
+        self,
+        grids: Sequence[Tensor],
+        options: TagOptions | None = None,
+        tag_scores: Tensor | None = None,
     ) -> list[list[Tag]]:
-        """Return the tags of each image of the grids, best first."""
-        return self._tagger.choose(self._tagger.scores(grids), options or TagOptions())
+        """Return the tags of each image of the grids, best first.
+
+        ``tag_scores`` are those of :meth:`scores_of`, where they are known already.
+        """
+        scores = self.scores_of(grids) if tag_scores is None else tag_scores
+        return self._tagger.choose(scores, options or TagOptions())
 
     def _grids(self, images: Iterable[ImageLike]) -> Iterator[tuple[Tensor, ...]]:
         if isinstance(images, Tensor | np.ndarray) and images.ndim == 4:
@@ -310,16 +352,23 @@ class Captioner:
             raise ImageError(str(error), index, path) from error
 
 
-def as_record(captions: Sequence[Caption] | None, tags: Sequence[Tag] | None) -> Record:
+def as_record(
+    captions: Sequence[Caption] | None, tags: Sequence[Tag] | None, min_confidence: float = 0.0
+) -> Record:
     """Return what a record says of one photograph, ``image`` aside; ``None`` leaves a part out.
 
+    A best caption of less than ``min_confidence`` is ``None`` in the record.
     ``docs/record.schema.json`` describes it.
     """
     record: Record = {}
     if captions is not None:
         entries = [_entry(caption) for caption in captions]
-        record |= {"caption": entries[0]["text"], "log_prob": entries[0]["log_prob"]}
-        record["captions"] = entries
+        best = {"caption" if key == "text" else key: value for key, value in entries[0].items()}
+        best.pop("finished", None)
+        if best.get("confidence", 1.0) < min_confidence:
+            record = {"caption": None, "confidence": best["confidence"]}
+        else:
+            record = {**best, "captions": entries}
     if tags is not None:
         record["tags"] = [{"name": tag.name, "score": round(tag.score, 4)} for tag in tags]
     return record
@@ -327,7 +376,8 @@ def as_record(captions: Sequence[Caption] | None, tags: Sequence[Tag] | None) ->
 
 def _entry(caption: Caption) -> Record:
     unfinished = {} if caption.finished else {"finished": False}
-    return {"text": caption.text, "log_prob": round(caption.log_prob, 4)} | unfinished
+    sure = {} if caption.confidence is None else {"confidence": round(caption.confidence, 4)}
+    return {"text": caption.text, "log_prob": round(caption.log_prob, 4)} | sure | unfinished
 
 
 def _check_ensemble(checkpoints: Sequence[Checkpoint]) -> None:

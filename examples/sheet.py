@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from captioner import Captioner, Description, SearchOptions
+from captioner import Captioner, Description
 
 SIDE, MARGIN, TEXT = 300, 12, 100  # pixels: a photograph, the space around it, the lines beneath
 LETTERS = 36  # in a line
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", help="a checkpoint (default: the embedded model)")
     args = parser.parse_args(argv)
     captioner = Captioner.load(args.model, precision="float32")
-    descriptions = captioner.describe(args.photographs, SearchOptions(no_repeat=2))
+    descriptions = captioner.describe(args.photographs)
     for path, description in zip(args.photographs, descriptions, strict=True):
         tags = ", ".join(tag.name for tag in description.tags)
         print(f"{path.name}  {description.caption.text}  [{tags}]")

@@ -89,7 +89,11 @@ def caption(args: argparse.Namespace, report: dict[str, Any]) -> tuple[Evaluatio
         checkpoint.config = replace(checkpoint.config, preprocessing=preprocessing)
     result, unreadable = evaluate_images(checkpoint, loaded.examples, options, args.workers)
     report |= {"left_out": loaded.left_out | unreadable, "notes": loaded.notes}
-    figures: dict[str, Any] = {"left_out": len(report["left_out"]), **result.tag_figures()}
+    figures: dict[str, Any] = {
+        "left_out": len(report["left_out"]),
+        **result.tag_figures(),
+        **result.confidence_figures(),
+    }
     if args.compare_images:
         folder = args.compare_images
         figures |= compare_images(checkpoint, result, folder, options, args.workers)

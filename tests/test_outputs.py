@@ -47,7 +47,7 @@ def test_no_cell_is_a_formula(start: str) -> None:
         "image": f"{start}HYPERLINK(1).jpg", "caption": f'{start}cmd|" /C calc"!A0',
         "log_prob": -6.81, "tags": [{"name": f"{start}1", "score": 1.0}],
     }  # fmt: skip
-    image, caption, log_prob, tags, error = cells(csv_line(record))
+    image, caption, log_prob, _, tags, error = cells(csv_line(record))
     assert [image, caption, tags] == [
         f"'{start}HYPERLINK(1).jpg", f"'{start}cmd|\" /C calc\"!A0", f"'{start}1",
     ]  # fmt: skip
@@ -69,7 +69,7 @@ def test_no_cell_is_a_formula_wherever_a_spreadsheet_cuts(
     # What was written is read back to the letter.
     found = cells(line)
     assert [csv_text(cell) for cell in found] == [
-        image, caption, "-1.5", ", ".join(names), error
+        image, caption, "-1.5", "", ", ".join(names), error
     ]  # fmt: skip
     for separator in ";\t":
         # A spreadsheet that minds the quotes, and one that does not; either may trim blanks.
@@ -81,9 +81,9 @@ def test_no_cell_is_a_formula_wherever_a_spreadsheet_cuts(
 
 def test_csv_lines() -> None:
     record: dict[str, Any] = {"image": 'a,"b"\n.jpg', "error": "gone"}
-    assert csv_line(record) == b'"a,""b""\n.jpg","","","","gone"\r\n'
+    assert csv_line(record) == b'"a,""b""\n.jpg","","","","","gone"\r\n'
     record = {"image": "caf\udce9.jpg", "caption": "é", "log_prob": -1.0, "tags": TAGS}
-    assert csv_line(record).decode() == '"caf\\udce9.jpg","é",-1.0,"dog, run & <hide>",""\r\n'
+    assert csv_line(record).decode() == '"caf\\udce9.jpg","é",-1.0,"","dog, run & <hide>",""\r\n'
 
 
 def test_csv_file(model: list[str], photographs: Path, tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_csv_file(model: list[str], photographs: Path, tmp_path: Path) -> None:
     assert main(["caption", str(photographs), "--output", str(output), *model]) == 1
     assert output.read_bytes().startswith(b"\xef\xbb\xbfimage,")
     rows = list(csv.DictReader(output.read_text("utf-8-sig").splitlines()))
-    assert list(rows[0]) == ["image", "caption", "log_prob", "tags", "error"]
+    assert list(rows[0]) == ["image", "caption", "log_prob", "confidence", "tags", "error"]
     assert [os.path.relpath(row["image"], photographs) for row in rows] == [
         "a.PNG", "b.jpg", "cut.jpg", "deep/c.webp", "empty.jpg", "one.png", "text.jpg",
     ]  # fmt: skip

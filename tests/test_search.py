@@ -131,7 +131,7 @@ def controls(draw: st.DrawFn, beams: st.SearchStrategy[int], most: int = MOST) -
 
 
 def plain(beam: int, num_captions: int, penalty: float, most: int) -> Control:
-    return Control(SearchOptions(beam, num_captions, penalty, most))
+    return Control(SearchOptions(beam, num_captions, penalty, most, no_repeat=0))
 
 
 def enumerate_all(toy: Toy, image: int, control: Control) -> list[tuple[Words, float]]:

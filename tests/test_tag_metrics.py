@@ -59,7 +59,7 @@ def test_the_calibration_error_is_that_of_the_bins() -> None:
     scores = np.array([[0.91, 0.05], [0.93, 0.02]], np.float32)
     labels = np.array([[1, 0], [0, 0]], np.int8)
     measured = measure_tags(scores, labels, scores > 0.5)
-    assert [part.tags for part in measured.reliability] == [2, 2]
+    assert [part.number for part in measured.reliability] == [2, 2]
     assert measured.calibration_error == pytest.approx((0.035 + abs(0.92 - 0.5)) / 2)
     assert measured.coverage == 1.0
 

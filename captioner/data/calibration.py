@@ -10,8 +10,10 @@ import numpy as np
 
 __all__ = [
     "Calibration",
+    "Confidence",
     "TagScoring",
     "fit_calibration",
+    "fit_confidence",
     "fit_scoring",
 ]
 
@@ -84,6 +86,36 @@ class TagScoring:
     def threshold_of(self, precision: float) -> float | None:
         """Return the score from which tags have a precision, or ``None`` if no score has it."""
         return next((score for reached, score in self.precisions if reached >= precision), None)
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """How the evidence for a caption becomes the probability that the caption is right.
+
+    It is ``sigmoid(weights · [evidence, 1])``: the logistic regression of whether a caption is
+    right, fitted on the validation split.
+    """
+
+    weights: tuple[float, ...]
+    """One for each kind of evidence, then the offset."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers, which may come from a file; ``ValueError`` if they are absurd."""
+        if len(self.weights) < 2 or not all(abs(weight) <= 1e4 for weight in self.weights):
+            raise ValueError(f"the weights {self.weights} of a caption's confidence make no sense")
+
+    def __call__(self, evidence: Sequence[float]) -> float:
+        """Return the probability, 0…1, that a caption with this evidence is right."""
+        *weights, offset = self.weights
+        logit = sum(w * x for w, x in zip(weights, evidence, strict=True)) + offset
+        return 1.0 / (1.0 + math.exp(-min(max(logit, -700.0), 700.0)))
+
+
+def fit_confidence(evidence: Array, right: Array) -> Confidence:
+    """Fit the confidence to the evidence ``(captions, kinds)`` and whether each is right."""
+    features = np.concatenate([evidence, np.ones((len(evidence), 1))], axis=1)
+    weights = _logistic(features, right.astype(np.float64), np.zeros(features.shape[1]))
+    return Confidence(tuple(map(float, weights)))
 
 
 def fit_scoring(evidence: Array, labels: Array) -> TagScoring:

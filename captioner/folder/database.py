@@ -26,6 +26,7 @@ CREATE TABLE photographs (
     image TEXT NOT NULL UNIQUE,
     caption TEXT,
     log_prob REAL,
+    confidence REAL,
     error TEXT,
     record TEXT NOT NULL
 );
@@ -111,6 +112,7 @@ class DatabaseFile:
             "image": _name(record["image"]),
             "caption": _text(record.get("caption")),
             "log_prob": record.get("log_prob"),
+            "confidence": record.get("confidence"),
             "error": _text(record.get("error")),
             "record": self._line(record).decode().rstrip("\n"),
         }

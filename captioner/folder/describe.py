@@ -39,6 +39,7 @@ def describe_folder(
     tags: bool = True,
     attention: bool = False,
     tag_options: TagOptions | None = None,
+    min_confidence: float = 0.0,
     batch_size: int = 32,
     workers: int = 2,
     decode_timeout: float = 30.0,
@@ -53,7 +54,8 @@ def describe_folder(
     were not, so that a run that is continued computes the same numbers as one that was not cut
     off. The record of a JPEG whose file breaks off in the last rows says ``"truncated": True``.
     With ``attention`` a record also says where the model looked for each word of its caption.
-    ``tag_options`` says which tags are given.
+    ``tag_options`` says which tags are given. A caption that is less probably right than
+    ``min_confidence`` is left out: its record has ``"caption": None``, its confidence and its tags.
     ``progress`` is told after each batch how many records it gave.
     """
     preprocessing = captioner.checkpoint.config.preprocessing
@@ -75,7 +77,16 @@ def describe_folder(
                 if not isinstance(image, UnreadableError)
             ]
             described = iter(
-                _describe(captioner, pixels, options, captions, tags, attention, tag_options)
+                _describe(
+                    captioner,
+                    pixels,
+                    options,
+                    captions,
+                    tags,
+                    attention,
+                    tag_options,
+                    min_confidence,
+                )
             )
             records = [
                 {"image": path}
@@ -137,20 +148,27 @@ def _describe(
     tags: bool,
     attention: bool,
     tag_options: TagOptions | None,
+    min_confidence: float,
 ) -> list[Record]:
     if not pixels:
         return []
     from captioner.inference import as_record
 
     grids = captioner.encode(pixels)
+    scores = captioner.scores_of(grids) if tags else None
     nothing = [None] * len(pixels)
-    written = captioner.captions_of(grids, options, attention) if captions else nothing
-    named = captioner.tags_of(grids, tag_options) if tags else nothing
+    written = captioner.captions_of(grids, options, attention, scores) if captions else nothing
+    named = captioner.tags_of(grids, tag_options, scores) if tags else nothing
     return [
-        as_record(found, names)
-        | ({"attention": _attention(found[0])} if found and found[0].attention is not None else {})
+        as_record(found, names, min_confidence) | _looked(found)
         for found, names in zip(written, named, strict=True)
     ]
+
+
+def _looked(found: Sequence[Caption] | None) -> Record:
+    if not found or found[0].attention is None:
+        return {}
+    return {"attention": _attention(found[0])}
 
 
 def _attention(caption: Caption) -> Record:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from io import FileIO
 from itertools import pairwise
 from time import monotonic
+from types import NoneType
 from typing import IO, Any, NamedTuple
 from zlib import crc32
 
@@ -27,8 +28,9 @@ _SYNC_SECONDS = 1.0
 
 _NUMBER = (int, float)
 _FIELDS: dict[str, type | tuple[type, ...]] = {
-    "image": str, "error": str, "sidecar_error": str, "caption": str, "text": str, "name": str,
-    "log_prob": _NUMBER, "score": _NUMBER, "finished": bool, "truncated": bool,
+    "image": str, "error": str, "sidecar_error": str, "caption": (str, NoneType), "text": str,
+    "name": str, "log_prob": _NUMBER, "score": _NUMBER, "confidence": _NUMBER, "finished": bool,
+    "truncated": bool,
     "captions": list, "tags": list, "words": list, "weights": list, "attention": dict,
 }  # fmt: skip
 

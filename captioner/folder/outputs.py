@@ -31,7 +31,7 @@ __all__ = [
 FORMS = (".jsonl", ".csv", ".json", ".sqlite")
 """The endings of output files."""
 
-_CSV_COLUMNS = ("image", "caption", "log_prob", "tags", "error")
+_CSV_COLUMNS = ("image", "caption", "log_prob", "confidence", "tags", "error")
 
 
 class Output(Protocol):
@@ -80,7 +80,7 @@ class LinesFile:
 class CocoFile:
     """COCO results, ``[{"image_id", "caption"}]``, written at the end.
 
-    Error records have no place in that form; they are passed over.
+    Error records and captions that were left out have no place in that form.
     """
 
     def __init__(self, path: str) -> None:
@@ -99,7 +99,7 @@ class CocoFile:
         separator = b"["
         with replacing(self._path) as file:
             for record in records:
-                if "caption" in record:
+                if record.get("caption") is not None:
                     image_id = coco_image_id(record["image"])
                     entry = {"image_id": image_id, "caption": record["caption"]}
                     file.write(separator + as_json(entry))
@@ -141,8 +141,10 @@ class TerminalStream:
         parts = [printable(record["image"])]
         if "error" in record:
             parts.append(f"error: {printable(record['error'])}")
-        if "caption" in record:
+        if record.get("caption") is not None:
             parts.append(printable(record["caption"]))
+        elif "caption" in record:
+            parts.append(f"(no caption: {record['confidence']:.0%} sure)")
         if "tags" in record:
             parts.append(f"[{printable(tag_list(record))}]")
         if "sidecar_error" in record:
@@ -186,7 +188,7 @@ def json_line(record: Record) -> bytes:
 
 
 def csv_line(record: Record, columns: Sequence[str] = _CSV_COLUMNS) -> bytes:
-    """Return a record as a line of CSV: image, caption, log_prob, tags, error.
+    """Return a record as a line of CSV: image, caption, log_prob, confidence, tags, error.
 
     Every text is quoted, and an apostrophe stands before whatever a spreadsheet could take for a
     formula.
@@ -194,7 +196,7 @@ def csv_line(record: Record, columns: Sequence[str] = _CSV_COLUMNS) -> bytes:
     cells = {**record, "tags": tag_list(record)}
     row = StringIO()
     csv.writer(row, quoting=csv.QUOTE_NONNUMERIC).writerow(
-        value if isinstance(value := cells.get(name, ""), float) else csv_cell(value)
+        value if isinstance(value := cells.get(name), float) else csv_cell(value or "")
         for name in columns
     )
     return row.getvalue().encode("utf-8", "backslashreplace")

@@ -78,12 +78,14 @@ def _path(record: Record) -> str:
 
 def _card(record: Record, folder: str) -> dict[str, Any]:
     """Return what the page shows of a record."""
-    caption, log_prob = record.get("caption", ""), record.get("log_prob")
+    caption, log_prob = record.get("caption") or "", record.get("log_prob")
     relative = os.path.relpath(_path(record), folder)
     tags = record.get("tags", ())
     confidence = max((tag["score"] for tag in tags), default=0.0)
-    if log_prob is not None:
-        confidence = _confidence(caption, log_prob)
+    if "confidence" in record:
+        confidence = record["confidence"]
+    elif log_prob is not None:
+        confidence = _word_probability(caption, log_prob)
     return {
         "name": printable(record["image"]),
         # The dot keeps a name with a colon from being taken for a scheme.
@@ -91,17 +93,22 @@ def _card(record: Record, folder: str) -> dict[str, Any]:
         "error": None if "error" not in record else printable(record["error"]),
         "sidecar_error": printable(record.get("sidecar_error", "")),
         "confidence": f"{confidence:.4f}",
-        "percent": None if log_prob is None else f"{100.0 * confidence:.0f}",
+        "sure": f"{record['confidence']:.0%}" if "confidence" in record else "",
+        "percent": None if log_prob is None else _percent(caption, log_prob),
         "words": _words(caption, record.get("attention")),
         "tags": [{"name": t["name"], "score": round(100.0 * t["score"])} for t in tags],
         "alternatives": [
-            {"text": c["text"], "percent": f"{100.0 * _confidence(c['text'], c['log_prob']):.0f}"}
+            {"text": c["text"], "percent": _percent(c["text"], c["log_prob"])}
             for c in record.get("captions", ())[1:]
         ],
     }
 
 
-def _confidence(caption: str, log_prob: float) -> float:
+def _percent(caption: str, log_prob: float) -> str:
+    return f"{100.0 * _word_probability(caption, log_prob):.0f}"
+
+
+def _word_probability(caption: str, log_prob: float) -> float:
     """Return the geometric mean of the probabilities of a caption's words and of its end."""
     return math.exp(log_prob / (len(caption.split()) + 1))
 

@@ -105,6 +105,7 @@ class FolderRun:
         protect: files that the run must not write to, such as the model's.
         captions: whether captions are written.
         tags: whether tags are.
+        min_confidence: the least probability that a caption is right; other captions are left out.
         batch_size: how many photographs go through the model at a time.
         workers: how many processes read photographs.
         decode_timeout: the longest time to read one photograph, in seconds.
@@ -124,6 +125,7 @@ class FolderRun:
     protect: Sequence[str | os.PathLike[str]] = ()
     captions: bool = True
     tags: bool = True
+    min_confidence: float = 0.0
     batch_size: int = 32
     workers: int = 2
     decode_timeout: float = 30.0
@@ -164,6 +166,8 @@ class FolderRun:
         loaded = captioner() if callable(captioner) else captioner
         if self.captions and options is not None:
             loaded.check(options)
+        if self.captions:
+            loaded.check_confidence(self.min_confidence)
         if self.tags and tag_options is not None:
             loaded.check_tags(tag_options)
         with self._journal(loaded, options, tag_options) as journal:
@@ -236,6 +240,7 @@ class FolderRun:
             "precision": str(captioner.precision).removeprefix("torch."),
             "captions": self.captions,
             "tags": self.tags,
+            **({"min_confidence": self.min_confidence} if self.captions else {}),
             **(asdict(options or SearchOptions()) if self.captions else {}),
             **(asdict(tag_options or TagOptions()) if self.tags else {}),
         }
@@ -413,6 +418,7 @@ class _Work:
             options=self._options,
             captions=run.captions,
             tags=run.tags,
+            min_confidence=run.min_confidence,
             attention=run.report is not None and run.captions,
             tag_options=self._tag_options,
             batch_size=run.batch_size,
@@ -499,8 +505,10 @@ def _model_digest(captioner: Captioner) -> str:
         words, tags = checkpoint.vocabulary.words, checkpoint.tags.names
         scale = checkpoint.calibration.slope, checkpoint.calibration.offset
         scoring = checkpoint.scoring and asdict(checkpoint.scoring)
+        sure = checkpoint.confidence and checkpoint.confidence.weights
         shares = checkpoint.tags.frequencies
-        digest.update(as_json([asdict(checkpoint.config), scale, scoring, words, tags, shares]))
+        head = [asdict(checkpoint.config), scale, scoring, sure, words, tags, shares]
+        digest.update(as_json(head))
         for name, tensor in sorted(checkpoint.model.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             # Rounded, so that the digest is the same in either precision.

@@ -43,6 +43,9 @@ class Caption:
     """The terms of ``log_prob``, one a word; that of the end is not among them."""
     finished: bool = True
     """False where nothing satisfies the options, and this is as far as the best one came."""
+    confidence: float | None = field(default=None, compare=False)
+    """The calibrated probability, 0…1, that the caption is right: that at least two of five people
+    would name each thing that it names. ``None`` where the model was trained without."""
     attention: np.ndarray[Any, np.dtype[np.float32]] | None = field(
         default=None, repr=False, compare=False
     )
@@ -126,7 +129,7 @@ def _caption(
         words,
         hypothesis.token_log_probs[: len(words)],
         hypothesis.finished,
-        attention,
+        attention=attention,
     )
 
 

@@ -59,7 +59,7 @@ class SearchOptions(Ranged):
         "(Wu et al. 2016, equation 14)",
     )
     no_repeat: int = ranged(
-        0, 0, 20, "no run of so many words twice; 0 allows all (Paulus et al. 2018, section 2.5)"
+        2, 0, 20, "no run of so many words twice; 0 allows all (Paulus et al. 2018, section 2.5)"
     )
     forbidden: tuple[str, ...] = choice((), "a word that no caption has")
     no_ending: tuple[str, ...] = choice((), "a word that no caption ends on")

@@ -22,7 +22,7 @@ from captioner.settings import ConfigError
 
 __all__ = ["Tag", "Tagger", "check_names", "score_evidence", "tag_evidence", "write_tags"]
 
-WRITTEN_OPTIONS = SearchOptions(beam_size=1, length_penalty=0.0, max_words=8)
+WRITTEN_OPTIONS = SearchOptions(beam_size=1, length_penalty=0.0, max_words=8, no_repeat=0)
 """How a model without :class:`TagScoring` writes tags."""
 
 # Powers of a tag's frequency: they trade tags that are right for tags that differ. The first is

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from captioner.metrics.reliability import Reliability, calibration_error, reliability
+
 __all__ = [
     "Choice",
-    "Reliability",
     "TagMeasures",
     "average_precision",
     "mean_average_precision",
@@ -18,7 +19,6 @@ __all__ = [
 ]
 
 Array = np.ndarray[Any, Any]
-_BINS = 15
 # Of each photograph so many tags are judged on their calibration: those that a person may see.
 _SHOWN = 10
 
@@ -37,14 +37,6 @@ class Choice(NamedTuple):
     precision: float
     recall: float
     f1: float
-
-
-class Reliability(NamedTuple):
-    """Scores in one of 15 bins of the same width: their mean, the share that is right, how many."""
-
-    score: float
-    right: float
-    tags: int
 
 
 @dataclass(frozen=True)
@@ -82,16 +74,14 @@ def measure_tags(scores: Array, labels: Array, chosen: Array) -> TagMeasures:
             that is not known; these count neither way.
         chosen: ``(photographs, T)`` of bool: the tags that are given.
     """
-    reliability = _reliability(scores, labels)
-    total = sum(part.tags for part in reliability)
-    gaps = [part.tags * abs(part.score - part.right) for part in reliability]
+    bins = _reliability(scores, labels)
     return TagMeasures(
         mean_average_precision(scores, labels),
         _choice(most_likely(scores, 3), labels),
         _choice(chosen, labels),
         float(chosen.any(axis=1).mean()) if len(chosen) else 0.0,
-        sum(gaps) / max(total, 1),
-        reliability,
+        calibration_error(bins),
+        bins,
     )
 
 
@@ -143,10 +133,4 @@ def _f1(precision: float, recall: float) -> float:
 
 def _reliability(scores: Array, labels: Array) -> tuple[Reliability, ...]:
     judged = most_likely(scores, _SHOWN) & (labels >= 0)
-    shown, right = scores[judged], labels[judged] > 0
-    bins = np.minimum((shown * _BINS).astype(int), _BINS - 1)
-    return tuple(
-        Reliability(float(shown[bins == b].mean()), float(right[bins == b].mean()), int(count))
-        for b, count in enumerate(np.bincount(bins, minlength=_BINS))
-        if count
-    )
+    return reliability(scores[judged], labels[judged] > 0)

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from captioner.config import Config, from_stored
-from captioner.data.calibration import Calibration, TagScoring
+from captioner.data.calibration import Calibration, Confidence, TagScoring
 from captioner.data.tags import TagSet
 from captioner.data.vocabulary import SPECIAL, Vocabulary
 from captioner.files import as_json, from_json, replacing
@@ -65,6 +65,8 @@ class Checkpoint:
     calibration: Calibration = field(default_factory=Calibration)
     scoring: TagScoring | None = None
     """How tags get scores; ``None`` for a model that has only the calibration of version 0.1."""
+    confidence: Confidence | None = None
+    """How sure a caption is; ``None`` for a model that was not validated with it."""
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
@@ -92,6 +94,8 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path, storage: str = "float32"
         metadata["tag_forms"] = [checkpoint.tags.forms[name] for name in checkpoint.tags.names]
     if checkpoint.scoring is not None:
         metadata["tag_scoring"] = asdict(checkpoint.scoring)
+    if checkpoint.confidence is not None:
+        metadata["confidence"] = checkpoint.confidence.weights
     tensors = _stored(dict(checkpoint.model.named_parameters()), storage)
     tensors |= _stored(dict(checkpoint.model.named_buffers()), storage)
     write_tensors(tensors, path, {"format": _FORMAT, "captioner": json.dumps(metadata)})
@@ -181,7 +185,11 @@ def _from_metadata(metadata: dict[str, Any]) -> Checkpoint:
     model = _without_weights(config, vocabulary, tags)
     calibration = Calibration(slope, offset)
     scoring = _scoring(metadata.get("tag_scoring"))
-    return Checkpoint(model.eval(), config, vocabulary, tags, calibration, scoring, provenance)
+    weights = metadata.get("confidence")
+    confidence = None if weights is None else Confidence(tuple(map(float, weights)))
+    return Checkpoint(
+        model.eval(), config, vocabulary, tags, calibration, scoring, confidence, provenance
+    )
 
 
 def _forms(names: Sequence[str], stored: Any) -> dict[str, list[str]] | None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from captioner.data.calibration import fit_scoring
+from captioner.data.calibration import Confidence, fit_confidence, fit_scoring
 from captioner.data.dataset import Features
 from captioner.data.example import Example
 from captioner.data.tags import label_matrix
-from captioner.evaluation import Evaluation, describe, feature_grids, judge, pixel_grids
+from captioner.data.things import names_right
+from captioner.evaluation import Described, Evaluation, describe, feature_grids, judge, pixel_grids
 from captioner.generation.captions import Caption
+from captioner.generation.confidence import caption_evidence
 from captioner.generation.options import SearchOptions
 from captioner.generation.tags import score_evidence, tag_evidence
 from captioner.model.checkpoint import Checkpoint
@@ -92,4 +94,17 @@ class Validation:
                 index: of_one._replace(tags=row)
                 for (index, of_one), row in zip(described.items(), rows, strict=True)
             }
+            checkpoint.confidence = self._fit_confidence(described)
         return judge(self._examples, described, checkpoint)
+
+    def _fit_confidence(self, described: Mapping[int, Described]) -> Confidence:
+        """Fit how sure a caption is to the captions of the split, by the examples' indices."""
+        evidence = [
+            caption_evidence(of_one.caption, self._checkpoint.tags, of_one.tags)
+            for of_one in described.values()
+        ]
+        right = [
+            names_right(of_one.caption.text, self._examples[index].captions)
+            for index, of_one in described.items()
+        ]
+        return fit_confidence(np.array(evidence), np.array(right))
