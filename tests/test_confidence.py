@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jsonschema import Draft202012Validator
 
 from captioner.cli import main
 from captioner.data.calibration import Confidence, fit_confidence
@@ -26,6 +27,7 @@ from captioner.model.checkpoint import Checkpoint, load_checkpoint, save_checkpo
 from captioner.settings import ConfigError
 from conftest import draw_picture
 
+ROOT = Path(__file__).resolve().parents[1]
 TAGS = TagSet(["dog", "beach", "run"], [0.5, 0.2, 0.3])
 CAPTION = Caption("a dog runs", -3.0, ("a", "dog", "runs"), (-0.25, -1.5, -0.75))
 SURE = Confidence((1.0, 0.5, 0.25, 0.125, 2.0))
@@ -115,6 +117,9 @@ def test_what_is_not_sure_enough_is_left_out(sure: Checkpoint, tmp_path: Path) -
     assert record["confidence"] == record["captions"][0]["confidence"]
     FolderRun(output=left_out, min_confidence=1.0).run(Captioner(sure), [tmp_path])
     without = json.loads(left_out.read_text())
+    schema = json.loads((ROOT / "docs" / "record.schema.json").read_text())
+    for valid in (record, without):
+        Draft202012Validator(schema).validate(valid)
     assert without == {
         "image": record["image"], "caption": None, "confidence": record["confidence"],
         "tags": record["tags"],
