@@ -237,7 +237,7 @@ def test_tags_are_listed_learnt_alone_compared_and_timed(
     new = tmp_path / "tags" / "best.safetensors"
     said = train(
         shapes, new.parent, f"model.init={best}", f"data.tags={listed}", "tags.epochs=2",
-        "training.epochs=0", "training.frozen_epochs=0",
+        "training.epochs=0", "training.frozen_epochs=0", "encoder.weights=imagenet",
     )  # fmt: skip
     assert "epoch 2, tags: loss " in said
     before, after = Captioner.load(best), Captioner.load(new)
