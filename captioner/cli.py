@@ -36,7 +36,7 @@ class _StoppedError(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    args = parse(argv, caption=_caption, tag=_tag, find=_find, info=_info)
+    args = parse(argv, caption=_caption, tag=_tag, find=_find, info=_info, serve=_serve)
     try:
         with shown_notices("captioner", getattr(args, "quiet", False)):
             return int(args.run(args))
@@ -314,4 +314,30 @@ def _info(args: argparse.Namespace) -> int:
     }
     for key, value in rows.items():
         print(printable(f"{key:<13} {shown(value)}"))
+    return 0
+
+
+def _serve(args: argparse.Namespace) -> int:
+    try:
+        from captioner.serve.app import Limits
+        from captioner.serve.server import is_local, listen, serve
+    except ModuleNotFoundError as error:
+        needed = 'captioner serve needs an extra: pip install "captioner[serve]"'
+        raise _UsageError(f"{needed} ({error})") from error
+    try:
+        listening = listen(args.host, args.port)
+    except OSError as error:
+        raise _UsageError(error.strerror) from error
+    with listening:
+        if not is_local(listening) and args.token is None:
+            _note(args, f"anyone who reaches {args.host} may use this server: no --token was given")
+        serve(
+            _load(args),
+            listening,
+            Limits(queue=args.queue, upload=args.max_upload * 1_000_000, token=args.token),
+            batch_size=args.batch_size,
+            workers=args.workers,
+            decode_timeout=args.decode_timeout,
+            ready=lambda url: _note(args, f"{url} answers; Ctrl-C ends it"),
+        )
     return 0

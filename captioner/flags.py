@@ -13,7 +13,7 @@ from captioner.console import Parser
 from captioner.generation.options import SearchOptions, TagOptions, meaning
 from captioner.version import __version__
 
-__all__ = ["Command", "option_values", "parse"]
+__all__ = ["Command", "flag_of", "option_values", "parse"]
 
 # The options that take words of captions; the others take tags.
 _WORDS = frozenset({"forbidden", "no_ending", "required"})
@@ -23,6 +23,8 @@ _FLAGS = {"only": "--only-tags", "exclude": "--exclude-tags"}
 _EPILOG = """exit status: 0 every photograph done; 1 some could not be read or found, or a sidecar
 or the report not written; 2 wrong usage, before any work; 130 stopped by Ctrl-C"""
 
+_SERVE_EPILOG = """exit status: 0 ended by Ctrl-C or SIGTERM, with what was accepted answered; 1 the
+model or a process failed; 2 wrong usage, before any work, also an address that is taken"""
 _FIND_EPILOG = """exit status: 0 found some; 1 found none; 2 wrong usage, or no such database"""
 
 Command = Callable[[argparse.Namespace], int]
@@ -95,6 +97,9 @@ def _parser(run: Mapping[str, Command]) -> tuple[Parser, dict[str, Parser]]:
     _add_option_arguments(tags, "tags", TagOptions)
     _add_find_arguments(add("find", "find photographs by what was described", _FIND_EPILOG))
     _add_model_arguments(add("info", "show the model in use, and the versions of what runs it"))
+    _add_serve_arguments(
+        add("serve", "show a page to drop photographs on, and answer programs", _SERVE_EPILOG)
+    )
     return parser, commands
 
 
@@ -153,6 +158,11 @@ def _add_run_arguments(parser: Parser) -> None:
     )
     _add_model_arguments(parser)
     _add_output_arguments(parser)
+    _add_reading_arguments(parser)
+    parser.add_argument("--quiet", action="store_true", help="no progress and no notes")
+
+
+def _add_reading_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--batch-size", type=_positive, default=32, metavar="N", help="photographs a step"
     )
@@ -170,7 +180,48 @@ def _add_run_arguments(parser: Parser) -> None:
         metavar="SECONDS",
         help="longest time to read one photograph (default: 30)",
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress and no notes")
+
+
+def _add_serve_arguments(parser: Parser) -> None:
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="the address to listen on; another than this machine's own needs a token and "
+        "something in front (default: 127.0.0.1)",
+    )
+    parser.add_argument(
+        "--port",
+        type=_port,
+        default=8000,
+        metavar="N",
+        help="0 takes one that is free (default: 8000)",
+    )
+    parser.add_argument(
+        "--token",
+        type=_token,
+        default=os.environ.get("CAPTIONER_TOKEN"),
+        metavar="TOKEN",
+        help="answer only requests that bring it (Authorization: Bearer TOKEN); others on this "
+        "machine cannot see it if it is in the environment (CAPTIONER_TOKEN) instead",
+    )
+    parser.add_argument(
+        "--queue",
+        type=_positive,
+        default=128,
+        metavar="N",
+        help="photographs received or described at a time; with more, the answer is 503 "
+        "(default: 128)",
+    )
+    parser.add_argument(
+        "--max-upload",
+        type=_positive,
+        default=50,
+        metavar="MB",
+        help="the largest request, in millions of bytes (default: 50)",
+    )
+    _add_model_arguments(parser)
+    _add_reading_arguments(parser)
+    parser.add_argument("--quiet", action="store_true", help="no notes")
 
 
 def _add_find_arguments(parser: Parser) -> None:
@@ -276,14 +327,27 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) <= 65535):
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, not {text!r}")
+    return int(text)
+
+
+def _token(text: str) -> str:
+    if not (text.isascii() and text.isprintable() and text.strip() == text != ""):
+        raise argparse.ArgumentTypeError("expected printable ASCII without space around it")
+    return text
+
+
 def option_values(
     args: argparse.Namespace, options: type[SearchOptions] | type[TagOptions]
 ) -> dict[str, Any]:
     """Return what the flags of some options were set to, by the names of the options' fields."""
-    return {f.name: getattr(args, _flag(f)[2:].replace("-", "_")) for f in fields(options)}
+    return {f.name: getattr(args, flag_of(f)[2:].replace("-", "_")) for f in fields(options)}
 
 
-def _flag(option: Field[Any]) -> str:
+def flag_of(option: Field[Any]) -> str:
+    """Return the flag of a field of ``SearchOptions`` or ``TagOptions``."""
     return _FLAGS.get(option.name) or f"--{option.name.replace('_', '-')}"
 
 
@@ -294,7 +358,7 @@ def _add_option_arguments(
     group = parser.add_argument_group(title)
     for option in fields(options):
         choices = get_args(hints[option.name])
-        group.add_argument(_flag(option), **_option_argument(option, choices))
+        group.add_argument(flag_of(option), **_option_argument(option, choices))
 
 
 def _option_argument(option: Field[Any], choices: tuple[Any, ...]) -> dict[str, Any]:

@@ -4,6 +4,7 @@
     python scripts/benchmark.py search --images Flickr8k/images --split Flickr8k/dev.txt
     python scripts/benchmark.py steadiness --images Flickr8k/images --split Flickr8k/dev.txt
     python scripts/benchmark.py folder --images Flickr8k/images      # and with --megapixels 12
+    python scripts/benchmark.py serve --images Flickr8k/images       # needs the extra "serve"
     python scripts/benchmark.py growth
     python scripts/benchmark.py training
     python scripts/benchmark.py tags --images Flickr8k/images --model runs/first/best.safetensors
@@ -33,6 +34,7 @@ from captioner.model.device import choose_device
 from measures.folder import folder, growth
 from measures.metrics import metrics
 from measures.search import search, steadiness
+from measures.serve import serve
 from measures.tags import tags
 from measures.timing import Figures, Named
 from measures.training import training
@@ -74,13 +76,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     kind.add_argument("--sizes", type=int, nargs="*", default=[1, 7, 32, 128])
     kind.add_argument("--images", type=Path, required=True)
     kind.add_argument("--split", type=Path, required=True, help="the list of names")
-    kind = add(folder)
-    kind.add_argument("--images", type=Path, required=True)
-    kind.add_argument("--count", type=int, default=1000)
-    kind.add_argument("--megapixels", type=float, help="enlarge the photographs first")
-    kind.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
-    kind.add_argument("--batch-size", type=int, default=32)
-    kind.add_argument("--workers", type=int, default=max(2, os.cpu_count() or 1))
+    for kind in (add(folder), add(serve)):
+        kind.add_argument("--images", type=Path, required=True)
+        kind.add_argument("--count", type=int, default=1000)
+        kind.add_argument("--megapixels", type=float, help="enlarge the photographs first")
+        kind.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
+        kind.add_argument("--batch-size", type=int, default=32)
+        kind.add_argument("--workers", type=int, default=max(2, os.cpu_count() or 1))
+    kind.add_argument("--clients", type=int, default=32)
     add(growth).add_argument("--count", type=int, default=100_000)
     kind = add(tags)
     kind.add_argument("--images", type=Path, required=True)

@@ -238,7 +238,8 @@ def test_configs_take_what_commands_set() -> None:
 
 
 def test_pages_name_only_options_that_exist_and_all_of_captioner() -> None:
-    ours = set().union(*map(options_of_captioner, ("caption", "tag", "find")))
+    commands = ("caption", "tag", "find", "serve")
+    ours = set().union(*map(options_of_captioner, commands))
     known = ours | FOREIGN | {"--version", "--quick"}.union(*map(options_of, PROGRAMS))
     text = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
     named = {
@@ -246,9 +247,9 @@ def test_pages_name_only_options_that_exist_and_all_of_captioner() -> None:
     }
     wrong = {name: options - known for name, options in named.items() if options - known}
     assert not wrong, f"pages name options that nothing has: {wrong}"
-    missing = ours - named["command-line.md"] - named["search.md"] - {"--help"}
+    missing = ours - named["command-line.md"] - named["search.md"] - named["serve.md"] - {"--help"}
     missing = {option for option in missing if not option.startswith("--no-")}
-    assert not missing, f"docs/command-line.md and docs/search.md lack {sorted(missing)}"
+    assert not missing, f"docs/command-line.md, search.md and serve.md lack {sorted(missing)}"
 
 
 def keys(section: Any, before: str = "") -> Iterator[str]:

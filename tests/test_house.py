@@ -17,7 +17,9 @@ ROOT = Path(__file__).parent.parent
 ORDER = (
     ("__main__",),
     ("__init__", "cli"),
-    ("flags", "folder", "training"),
+    ("serve",),
+    ("flags",),
+    ("folder", "training"),
     ("evaluation", "inference"),
     ("generation",),
     ("model",),
@@ -34,7 +36,7 @@ QUICK = ("captioner", "captioner.cli", "captioner.flags", "captioner.generation.
          "captioner.config")  # fmt: skip
 # Processes that read photographs start with these, and so does a run before its first tensor.
 WITHOUT_TORCH = ("photos", "metrics", "folder", "pages", "files", "held", "memory", "data",
-                 "training.digests", "training.stopper")  # fmt: skip
+                 "serve.reading", "training.digests", "training.stopper")  # fmt: skip
 WITH_TORCH = ("captioner.data.dataset",)
 
 

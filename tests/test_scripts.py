@@ -13,6 +13,7 @@ from processes import ROOT, captioner, forked, run_script
 from skimage import data_dir  # type: ignore[attr-defined]
 
 from captioner.inference import Captioner
+from conftest import COLOURS, draw_picture
 
 pytestmark = pytest.mark.slow
 
@@ -213,6 +214,20 @@ def test_benchmark_measures_training(tmp_path: Path) -> None:
     figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
     assert figures["float32, step"]["step / floor"]["median"] > 1.0
     assert figures["float32, data"]["in memory / real"]["median"] > 0.0
+
+
+def test_benchmark_measures_the_server(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for colour in COLOURS[:3]:
+        draw_picture(tmp_path / "photos" / f"{colour}.png", colour)
+    output = ["--rounds", "2", "--output", str(tmp_path / "figures.json")]
+    photographs = ["--images", str(tmp_path / "photos"), "--precision", "float32"]
+    run("benchmark", *output, "serve", *photographs, "--count", "3", "--clients", "2")
+    figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
+    assert figures["server / folder run"]["throughput"]["median"] > 0.0
+    assert figures["an answer"]["p99 ms"] >= figures["an answer"]["p50 ms"] > 0.0
+    done = {"lost": 0, "as in the folder run": 6, "refused at first": 0}
+    assert figures["of 6 photographs"] == done
 
 
 def test_tags_are_listed_learnt_alone_compared_and_timed(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from captioner.generation.options import SearchOptions, TagOptions
     from captioner.inference import Captioner
 
-__all__ = ["describe_folder", "found_of", "read_photograph"]
+__all__ = ["describe_folder", "describe_read", "found_of", "read_photograph"]
 
 _WHOLE, _TRUNCATED = b"\0", b"\1"
 
@@ -70,33 +70,67 @@ def describe_folder(
         )
     ) as read:
         while batch := list(islice(read, batch_size)):
-            shape = (3, preprocessing.size, preprocessing.size)
-            pixels = [
-                np.frombuffer(image, np.uint8, offset=len(_WHOLE)).reshape(shape)
-                for _, image in batch
-                if not isinstance(image, UnreadableError)
-            ]
-            described = iter(
-                _describe(
-                    captioner,
-                    pixels,
-                    options,
-                    captions,
-                    tags,
-                    attention,
-                    tag_options,
-                    min_confidence,
-                )
+            described = describe_read(
+                captioner,
+                [image for _, image in batch],
+                options,
+                captions=captions,
+                tags=tags,
+                attention=attention,
+                tag_options=tag_options,
+                min_confidence=min_confidence,
             )
             records = [
-                {"image": path}
-                | ({"error": str(image)} if isinstance(image, UnreadableError) else next(described))
-                | _truncated(image)
-                for path, image in batch
+                {"image": path} | record for (path, _), record in zip(batch, described, strict=True)
             ]
             new = [record for record in records if record["image"] not in done]
             yield from new
             progress(len(new))
+
+
+def describe_read(
+    captioner: Captioner,
+    images: Sequence[bytes | UnreadableError],
+    options: SearchOptions | None = None,
+    *,
+    captions: bool = True,
+    tags: bool = True,
+    attention: bool = False,
+    tag_options: TagOptions | None = None,
+    min_confidence: float = 0.0,
+) -> list[Record]:
+    """Return what a record says of each photograph, ``image`` aside, from one batch.
+
+    Args:
+        captioner: The model.
+        images: What :func:`read_photograph` returned, or the error that it raised.
+        options: How captions are searched for.
+        captions: Whether captions are written.
+        tags: Whether tags are.
+        attention: Whether records say where the model looked.
+        tag_options: Which tags are given.
+        min_confidence: As for :func:`describe_folder`.
+
+    Raises:
+        ConfigError: The model cannot do what the options say.
+
+    """
+    size = captioner.checkpoint.config.preprocessing.size
+    pixels = [
+        np.frombuffer(image, np.uint8, offset=len(_WHOLE)).reshape(3, size, size)
+        for image in images
+        if not isinstance(image, UnreadableError)
+    ]
+    described = iter(
+        _describe(
+            captioner, pixels, options, captions, tags, attention, tag_options, min_confidence
+        )
+    )
+    return [
+        ({"error": str(image)} if isinstance(image, UnreadableError) else next(described))
+        | _truncated(image)
+        for image in images
+    ]
 
 
 def found_of(

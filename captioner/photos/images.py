@@ -25,6 +25,7 @@ __all__ = [
     "MAX_PIXELS",
     "ImageError",
     "Photograph",
+    "TooLargeError",
     "UnreadableError",
     "check_format",
     "image_endings",
@@ -65,6 +66,10 @@ class Photograph(NamedTuple):
 
 class UnreadableError(ValueError):
     """A file that is not a readable photograph; the message says what is wrong with it."""
+
+
+class TooLargeError(UnreadableError):
+    """A picture of more than ``MAX_PIXELS`` pixels."""
 
 
 class ImageError(ValueError):
@@ -128,7 +133,7 @@ def open_photograph(path: FilePath, size: int | None = None) -> Photograph:
     except UnidentifiedImageError:
         raise UnreadableError(_why_unidentified(path)) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UnreadableError(f"too large to open safely: {error}") from None
+        raise TooLargeError(f"too large to open safely: {error}") from None
     except MemoryError:
         raise UnreadableError("decoding it takes more memory than there is for it") from None
     except OSError as error:
@@ -220,7 +225,7 @@ def _shrink(image: Image.Image, size: int) -> None:
 def _check_size(image: Image.Image) -> None:
     if image.width * image.height > MAX_PIXELS:
         size = f"{image.width} x {image.height} pixels"
-        raise UnreadableError(f"too large to open safely: {size}, more than {MAX_PIXELS:,}")
+        raise TooLargeError(f"too large to open safely: {size}, more than {MAX_PIXELS:,}")
 
 
 def _why_unidentified(path: FilePath) -> str:

@@ -11,9 +11,9 @@ import subprocess
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,7 +26,7 @@ from PIL import Image
 from captioner.files import Notice
 from captioner.photos.images import MAX_PIXELS, UnreadableError
 
-__all__ = ["DecodingError", "Found", "Reader", "read_ahead", "serve"]
+__all__ = ["DecodingError", "Found", "Reader", "ReadingProcesses", "read_ahead", "serve"]
 
 Reader = Callable[[str], bytes]
 """Reads a photograph, or raises ``UnreadableError``; it is pickled, so a module must hold it."""
@@ -86,7 +86,8 @@ def read_ahead(
         DecodingError: A process cannot be started at all.
     """
     if not _POSIX:
-        yield from _read_here(read, photographs)
+        here = _Here(read)
+        yield from ((found.path, here.read(found)) for found in photographs)
         return
     waiting: deque[tuple[str, Future[bytes | UnreadableError]]] = deque()
 
@@ -94,10 +95,10 @@ def read_ahead(
         path, future = waiting.popleft()
         return path, future.result()
 
-    with ThreadPoolExecutor(workers) as threads, closing(_Workers(read, workers, timeout)) as crew:
+    with ReadingProcesses(read, workers, timeout) as processes:
         try:
             for found in photographs:
-                waiting.append((found.path, threads.submit(crew.read, found)))
+                waiting.append((found.path, processes.submit(found)))
                 if len(waiting) >= depth:
                     yield first()
             while waiting:
@@ -107,17 +108,56 @@ def read_ahead(
                 future.cancel()
 
 
-def _read_here(
-    read: Reader, photographs: Iterable[Found]
-) -> Iterator[tuple[str, bytes | UnreadableError]]:
-    """Yield each path and its pixels, read in this process and without a time limit."""
-    text = "photographs are read one at a time, and without a time limit, where there is no POSIX"
-    warnings.warn(text, Notice, stacklevel=2)
-    for path, error in photographs:
+class ReadingProcesses:
+    """Processes that read photographs for any thread, in the order in which they are asked.
+
+    At the end of the context they are stopped, whatever they are reading. Errors, limits and
+    platforms are as in :func:`read_ahead`.
+    """
+
+    def __init__(self, read: Reader, workers: int, timeout: float) -> None:
+        """Take what :func:`read_ahead` takes; a process is started when it is first needed."""
+        self._crew = _Workers(read, workers, timeout) if _POSIX else _Here(read)
+        self._threads = ThreadPoolExecutor(workers if _POSIX else 1)
+
+    def submit(self, found: Found) -> Future[bytes | UnreadableError]:
+        """Have a photograph read; the future has its pixels, or why there are none.
+
+        The future raises ``DecodingError`` if no process can be started.
+        """
+        return self._threads.submit(self._crew.read, found)
+
+    def __enter__(self) -> ReadingProcesses:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the processes; futures that are not done yet are cancelled, or have an error."""
+        # In this order: a thread that waits for a process goes on once the process has ended.
+        self._crew.close()
+        self._threads.shutdown(cancel_futures=True)
+
+
+class _Here:
+    """Reads in this process and without a time limit, where there is no POSIX."""
+
+    def __init__(self, read: Reader) -> None:
+        text = "photographs are read one at a time, and without a time limit, where there is no "
+        warnings.warn(f"{text}POSIX", Notice, stacklevel=3)
+        self._read = read
+
+    def read(self, found: Found) -> bytes | UnreadableError:
+        if found.error is not None:
+            return UnreadableError(found.error)
         try:
-            yield path, read(path) if error is None else UnreadableError(error)
+            return self._read(found.path)
         except UnreadableError as why:
-            yield path, why
+            return why
+
+    def close(self) -> None:
+        """Do nothing: there is no process."""
 
 
 class _Workers:
