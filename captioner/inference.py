@@ -94,6 +94,9 @@ class Captioner:
         self.device = device or torch.device("cpu")
         self.precision = precision
         self._process = os.getpid()
+        # Before the weights are rounded to the precision. What the file holds stays in the model.
+        folded = [c.model.encoder.folded() for c in self.checkpoints]
+        self._encoders = [encoder.to(self.device, precision) for encoder in folded]
         self._models = [c.model.to(self.device, precision).eval() for c in self.checkpoints]
         self._tagger = Tagger(self.checkpoints)
 
@@ -257,7 +260,10 @@ class Captioner:
                 "cannot be used in it: load it in each process"
             )
         batch = torch.from_numpy(np.stack(pixels)).to(self.device)
-        grids = tuple(model.encode(batch) for model in self._models)
+        grids = tuple(
+            model.project(encoder(batch))
+            for model, encoder in zip(self._models, self._encoders, strict=True)
+        )
         if not all(bool(grid.isfinite().all()) for grid in grids):
             raise NotFiniteError
         return grids

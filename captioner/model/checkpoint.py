@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from captioner.config import Config, from_stored
 from captioner.data.calibration import Calibration, Confidence, TagScoring
@@ -208,10 +209,25 @@ def _scoring(stored: Any) -> TagScoring | None:
     )
 
 
+class _Undrawn(TorchFunctionMode):
+    """A context in which no weights are drawn from a normal distribution.
+
+    The meta device holds no numbers, but there ``normal_`` would import torch's compiler, which
+    takes as long as importing torch.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Call a function of torch, unless it is that one."""
+        kwargs = kwargs or {}
+        return kwargs["tensor"] if func is nn.init.normal_ else func(*args, **kwargs)
+
+
 def _without_weights(config: Config, vocabulary: Vocabulary, tags: TagSet) -> CaptionModel:
     """Return a model whose every tensor is still to be assigned."""
     try:
-        with torch.device("meta"):  # no time is spent on random weights
+        with torch.device("meta"), _Undrawn():  # no time is spent on random weights
             return build_model(config, vocabulary, tags)
     except NotImplementedError:
         # RegNet computes how wide it is with tensors, which must then have values.

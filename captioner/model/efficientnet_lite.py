@@ -16,7 +16,13 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["EFFICIENTNET_LITE", "SameConv2d", "build_efficientnet_lite", "rename_published_state"]
+__all__ = [
+    "EFFICIENTNET_LITE",
+    "EFFICIENTNET_LITE_WIDTH",
+    "SameConv2d",
+    "build_efficientnet_lite",
+    "rename_published_state",
+]
 
 EFFICIENTNET_LITE = {
     "efficientnet_lite0": (1.0, 1.0),
@@ -24,6 +30,9 @@ EFFICIENTNET_LITE = {
     "efficientnet_lite2": (1.1, 1.2),
 }
 """The factors of width and depth of each size, by its name."""
+
+EFFICIENTNET_LITE_WIDTH = 1280
+"""How many channels the grid has, in every size."""
 
 
 class _Stage(NamedTuple):
@@ -45,7 +54,7 @@ _STAGES = (
     _Stage(6, 192, 4, 2, 5),
     _Stage(6, 320, 1, 1, 3),
 )
-_STEM_CHANNELS, _HEAD_CHANNELS = 32, 1280
+_STEM_CHANNELS = 32
 _BATCHNORM_EPS = 1e-3  # TensorFlow's, which the published weights were trained with
 _COUNTER = "num_batches_tracked"
 
@@ -67,7 +76,7 @@ def build_efficientnet_lite(name: str) -> nn.Sequential:
         rest = [_Block(outer, outer, stage, stride=1) for _ in range(blocks - 1)]
         modules[f"stage{number}"] = nn.Sequential(first, *rest)
         channels = outer
-    modules["head"] = _conv(channels, _HEAD_CHANNELS, 1)
+    modules["head"] = _conv(channels, EFFICIENTNET_LITE_WIDTH, 1)
     return nn.Sequential(modules)
 
 
@@ -78,7 +87,7 @@ def _round_channels(channels: float) -> int:
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution without bias and with TensorFlow's padding "SAME".
+    """A convolution with TensorFlow's padding "SAME".
 
     The output has ceil(side / stride) cells a side. Where the padding of a side is odd, the
     larger half comes right and below; PyTorch's own ``padding`` would shift the grid by a pixel.
@@ -92,7 +101,7 @@ class SameConv2d(nn.Conv2d):
         if (top, left) != (below, right):
             # A convolution's own padding is the same on both sides; a copy with it costs time.
             x, padding = F.pad(x, (left, right, top, below)), (0, 0)
-        return F.conv2d(x, self.weight, None, stride, padding, groups=self.groups)
+        return F.conv2d(x, self.weight, self.bias, stride, padding, groups=self.groups)
 
 
 def _same_padding(side: int, kernel: int, stride: int) -> tuple[int, int]:

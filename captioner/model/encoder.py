@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from torch import Tensor, nn
 from captioner.config import EncoderConfig, Preprocessing
 from captioner.model.efficientnet_lite import (
     EFFICIENTNET_LITE,
+    EFFICIENTNET_LITE_WIDTH,
     build_efficientnet_lite,
     rename_published_state,
 )
+from captioner.model.folding import fold_batchnorm
 from captioner.settings import ConfigError
 
 __all__ = ["Encoder", "load_backbone_weights"]
@@ -24,11 +27,9 @@ __all__ = ["Encoder", "load_backbone_weights"]
 _HEADS = frozenset({"avgpool", "flatten", "classifier", "fc", "head", "heads"})
 
 
-def _build_backbone(name: str) -> nn.Sequential:
-    from torchvision import models
+def _torchvision_backbone(name: str) -> nn.Sequential:
+    from torchvision import models  # takes as long to import as torch
 
-    if name in EFFICIENTNET_LITE:
-        return build_efficientnet_lite(name)
     if name not in models.list_models(module=models):
         lite = ", ".join(EFFICIENTNET_LITE)
         raise ConfigError(f"torchvision has no classification model {name!r}, nor is it {lite}")
@@ -45,6 +46,18 @@ def _build_backbone(name: str) -> nn.Sequential:
     return nn.Sequential(children)
 
 
+def _grid_width(name: str, backbone: nn.Module) -> int:
+    """Return how many channels the grid has; ``ConfigError`` if there is no spatial grid."""
+    try:
+        with torch.no_grad():
+            grid = backbone(torch.zeros(1, 3, 96, 96))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ConfigError(f"{name!r} yields no spatial grid: {error}") from error
+    if grid.ndim != 4:
+        raise ConfigError(f"{name!r} yields no spatial grid, but {tuple(grid.shape)}")
+    return int(grid.shape[1])
+
+
 class Encoder(nn.Module):
     """Pixels to a grid: ``(B, 3, h, w)`` uint8 to ``(B, N, width)``.
 
@@ -57,15 +70,12 @@ class Encoder(nn.Module):
         """Build the backbone at random weights; ``ConfigError`` if it yields no spatial grid."""
         super().__init__()
         self.name, self.preprocessing, self._frozen = name, preprocessing, 0
-        self.backbone = _build_backbone(name).eval()
-        try:
-            with torch.no_grad():
-                grid = self.backbone(torch.zeros(1, 3, 96, 96))
-        except (RuntimeError, AssertionError, ValueError) as error:
-            raise ConfigError(f"{name!r} yields no spatial grid: {error}") from error
-        if grid.ndim != 4:
-            raise ConfigError(f"{name!r} yields no spatial grid, but {tuple(grid.shape)}")
-        self.width = int(grid.shape[1])
+        if name in EFFICIENTNET_LITE:
+            self.backbone, self.width = build_efficientnet_lite(name), EFFICIENTNET_LITE_WIDTH
+        else:
+            self.backbone = _torchvision_backbone(name).eval()
+            self.width = _grid_width(name, self.backbone)
+        self.backbone.eval()
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalise the pixels and return the grid, cells in reading order."""
@@ -76,6 +86,16 @@ class Encoder(nn.Module):
         # More than five times the speed of the planar layout on CPUs, for depthwise convolutions.
         grid = self.backbone(normalised.contiguous(memory_format=torch.channels_last))
         return torch.as_tensor(grid).flatten(2).transpose(1, 2)
+
+    def folded(self) -> Encoder:
+        """Return a copy for inference, in which convolutions do what BatchNorm does here.
+
+        The copy shares all other tensors with this encoder. Its grids are the same within rounding.
+        """
+        shared = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
+        encoder = deepcopy(self, shared).eval()
+        fold_batchnorm(encoder.backbone)
+        return encoder
 
     @property
     def blocks(self) -> list[nn.Module]:
