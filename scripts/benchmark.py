@@ -1,6 +1,7 @@
 """Measure speed as ratios, and whether a batch changes what is found.
 
     python scripts/benchmark.py metrics      # against pycocoevalcap (pip install "captioner[coco]")
+    python scripts/benchmark.py encoder
     python scripts/benchmark.py search --images Flickr8k/images --split Flickr8k/dev.txt
     python scripts/benchmark.py steadiness --images Flickr8k/images --split Flickr8k/dev.txt
     python scripts/benchmark.py folder --images Flickr8k/images      # and with --megapixels 12
@@ -11,8 +12,8 @@
 
 Times are compared in one process, in turn; a ratio is the median over rounds with its quartiles.
 With `--threads 1` they are of the processor's time, which other programs hardly disturb. The
-search's peer is the `generate` of the transformers package around the same step, where that
-package is installed.
+search's peer is the `generate` of the transformers package, 5.24 or later, around the same step,
+where that package is installed.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from captioner.console import Parser
 from captioner.evaluation import versions
 from captioner.memory import keep_freed_memory
 from captioner.model.device import choose_device
+from measures.encoder import encoder
 from measures.folder import folder, growth
 from measures.metrics import metrics
 from measures.search import search, steadiness
@@ -64,6 +66,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         return kind
 
     add(metrics).add_argument("--images", type=int, default=5000)
+    add(encoder).add_argument("--sizes", type=int, nargs="*", default=[1, 4, 32])
     kind = add(search)
     kind.add_argument("--batch", type=int, default=32, help="images searched at once")
     kind.add_argument("--beam-size", type=int, default=5)

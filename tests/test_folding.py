@@ -82,7 +82,8 @@ class _Net(nn.Module):
         if self.kind == "read twice":
             return normed + y
         if self.kind == "convolution twice":
-            return normed + self.relu(self.conv(normed))
+            again: Tensor = self.conv(normed)
+            return normed + again
         if self.kind == "norm twice":
             normed = self.norm(normed)
         return normed

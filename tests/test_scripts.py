@@ -207,6 +207,14 @@ def test_mistakes_end_with_one_line(shapes: Path, tmp_path: Path) -> None:
     assert "no such file" in run("export", "no.safetensors", "x.safetensors", status=2)
 
 
+def test_benchmark_measures_the_encoder(tmp_path: Path) -> None:
+    output = ["--rounds", "2", "--output", str(tmp_path / "figures.json")]
+    run("benchmark", *output, "encoder", "--sizes", "1")
+    figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
+    assert figures.keys() == {"float32, batches of 1", "bfloat16, batches of 1"}
+    assert all(found["folded / as stored"]["median"] > 0.3 for found in figures.values())
+
+
 def test_benchmark_measures_training(tmp_path: Path) -> None:
     small = ["--photographs", "8", "--batch", "4", "--vocabulary", "50", "--precisions", "float32"]
     output = ["--rounds", "2", "--output", str(tmp_path / "figures.json")]

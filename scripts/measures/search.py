@@ -97,6 +97,7 @@ def peer(case: Case) -> tuple[Callable[[], None], int]:
 
     class Cache:
         is_compileable = False
+        is_linear = (True,)  # of the one layer: its state does not grow with the text
 
         def __init__(self, state: DecoderState, beam_size: int) -> None:
             self.state, self.beam_size = state, beam_size
@@ -115,10 +116,10 @@ def peer(case: Case) -> tuple[Callable[[], None], int]:
             super().__init__(config)
             self.decoder = case.decoder
 
-        def forward(self, input_ids: Tensor, past_key_values: Cache, **rest: Any) -> Any:
+        def forward(self, input_ids: Tensor, cache: Cache, **rest: Any) -> Any:
             tokens = input_ids[:, -1]
-            logits, _, past_key_values.state = self.decoder.step(tokens, past_key_values.state)
-            return CausalLMOutputWithPast(logits=logits[:, None], past_key_values=past_key_values)
+            logits, _, cache.state = self.decoder.step(tokens, cache.state)
+            return CausalLMOutputWithPast(logits=logits[:, None], cache=cache)
 
     sizes, device = case.sizes, case.grid.device
     special: Figures = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
@@ -129,7 +130,7 @@ def peer(case: Case) -> tuple[Callable[[], None], int]:
     def run() -> None:
         model.generate(
             first,
-            past_key_values=Cache(case.decoder.start(case.grid).select(beams), sizes.beam_size),
+            cache=Cache(case.decoder.start(case.grid).select(beams), sizes.beam_size),
             num_beams=sizes.beam_size,
             min_new_tokens=sizes.steps,
             max_new_tokens=sizes.steps,

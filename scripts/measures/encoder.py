@@ -1,0 +1,35 @@
+"""The encoder as it is used, beside the encoder as the file holds it."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+
+import numpy as np
+import torch
+
+from captioner.inference import Captioner
+from measures.timing import Named, in_turn, ratio, spread
+
+
+@torch.inference_mode()
+def encoder(args: argparse.Namespace) -> Named:
+    """Measure what folding BatchNorm into the convolutions saves, at several batch sizes."""
+    for precision in ("float32", "bfloat16"):
+        captioner = Captioner.load(device=args.device, precision=precision)
+        size = captioner.checkpoint.config.preprocessing.size
+        for count in args.sizes:
+            drawn = np.random.default_rng(0).integers(0, 256, (count, 3, size, size), np.uint8)
+            pixels = torch.from_numpy(drawn).to(captioner.device)
+            runs = {
+                "folded": partial(captioner.encode, list(drawn)),
+                "as stored": partial(captioner.checkpoint.model.encode, pixels),
+            }
+            taken = in_turn(runs, args.rounds)
+            yield (
+                f"{precision}, batches of {count}",
+                {
+                    "ms a photograph": spread([1e3 * s / count for s in taken["folded"]]),
+                    "folded / as stored": ratio(taken["folded"], taken["as stored"]),
+                },
+            )
