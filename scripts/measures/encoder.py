@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -21,7 +22,7 @@ def encoder(args: argparse.Namespace) -> Named:
         for count in args.sizes:
             drawn = np.random.default_rng(0).integers(0, 256, (count, 3, size, size), np.uint8)
             pixels = torch.from_numpy(drawn).to(captioner.device)
-            runs = {
+            runs: dict[str, Callable[[], object]] = {
                 "folded": partial(captioner.encode, list(drawn)),
                 "as stored": partial(captioner.checkpoint.model.encode, pixels),
             }
