@@ -109,7 +109,7 @@ def test_asked_to_stop_a_run_says_how_to_go_on(
         (Moment("captioner.model.encoder.Encoder.forward", 2), signal.SIGTERM),
         (Moment("captioner.training.learner.clip_gradients", 1), signal.SIGINT),
         (Moment("captioner.evaluation.write_captions", 1), signal.SIGTERM),
-        (Moment("captioner.training.teacher_forcing.sequence_loss", 3), signal.SIGTERM),
+        (Moment("captioner.training.teacher_forcing.sequence_loss", 2), signal.SIGTERM),
         # Workers read pixels then.
         (Moment("captioner.evaluation.write_captions", 1), signal.SIGINT),
         (Moment("captioner.training.self_critical.draw", 2), signal.SIGINT),
@@ -431,5 +431,7 @@ def test_a_run_may_be_self_critical_alone(drawn: Config, tmp_path: Path) -> None
     found = [(record["stage"], record["epoch"]) for record in evaluations(tmp_path / "run")]
     assert found == [("self-critical", 1), ("self-critical", 2)]
     nothing = replace(config, self_critical=SelfCriticalConfig(epochs=0))
-    with pytest.raises(ConfigError, match=r"training.epochs and self_critical.epochs are both 0"):
+    with pytest.raises(
+        ConfigError, match=r"training.epochs, self_critical.epochs and tags.epochs are all 0"
+    ):
         fit(nothing, tmp_path / "nothing", CPU, quiet)
