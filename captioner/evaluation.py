@@ -244,8 +244,9 @@ def compare_images(
 ) -> dict[str, float | tuple[float, float]]:
     """Evaluate on the same photographs (by name) in another folder.
 
-    Returns its CIDEr-D, the mean of the result's minus it, and the 95 % interval of that by a
-    paired bootstrap over photographs. Raises ``DataError`` when one of them cannot be read.
+    Returns its CIDEr-D, the mean of the result's minus it, the 95 % interval of that by a paired
+    bootstrap over photographs, and the share of captions that are others there. Raises
+    ``DataError`` when one of them cannot be read.
     """
     examples = [replace(e, image=images / e.image.name) for e in result.examples]
     other, unreadable = evaluate_images(checkpoint, examples, options, workers)
@@ -254,7 +255,14 @@ def compare_images(
     mean, low, high = paired_bootstrap(
         result.scores.cider_d_per_image, other.scores.cider_d_per_image
     )
-    return {"cider_d_there": other.scores.cider_d, "gap": mean, "gap_95": (low, high)}
+    pairs = zip(result.captions, other.captions, strict=True)
+    changed = sum(ours.text != theirs.text for ours, theirs in pairs) / len(result.captions)
+    return {
+        "cider_d_there": other.scores.cider_d,
+        "gap": mean,
+        "gap_95": (low, high),
+        "captions_changed": changed,
+    }
 
 
 def describe_captions(
@@ -290,7 +298,8 @@ def describe_captions(
 
 # How the names of scores and shares begin; a loss, a time and a length are neither.
 _SHARES = ("bleu", "rouge", "cider", "meteor", "spice", "tag_", "map", "c_", "o_", "coverage",
-           "gap", "distinct", "bad_endings", "novel")  # fmt: skip
+           "gap", "distinct", "bad_endings", "novel", "right", "confidence_",
+           "captions_changed")  # fmt: skip
 
 
 def shown(value: object, name: str = "") -> str:
