@@ -21,10 +21,9 @@ from typing import TYPE_CHECKING, Any
 from captioner.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from captioner.generation.captions import Caption
+    from captioner.generation.description import Caption, Description, Tag
     from captioner.generation.options import SearchOptions, TagOptions
-    from captioner.generation.tags import Tag
-    from captioner.inference import Captioner, Description
+    from captioner.inference import Captioner
     from captioner.photos.images import ImageError
 
 __all__ = [
@@ -38,12 +37,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Caption": "generation.captions",
+    "Caption": "generation.description",
     "Captioner": "inference",
-    "Description": "inference",
+    "Description": "generation.description",
     "ImageError": "photos.images",
     "SearchOptions": "generation.options",
-    "Tag": "generation.tags",
+    "Tag": "generation.description",
     "TagOptions": "generation.options",
 }
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from captioner.folder import FolderRun, RunResult
     from captioner.folder.outputs import Output
     from captioner.inference import Captioner
+    from captioner.onnx_runtime import OnnxCaptioner
 
 __all__ = ["main"]
 
@@ -251,7 +252,9 @@ def _output(args: argparse.Namespace) -> str | Output:
     return JsonLinesStream(sys.stdout.buffer)
 
 
-def _load(args: argparse.Namespace) -> Captioner:
+def _load(args: argparse.Namespace) -> Captioner | OnnxCaptioner:
+    if any(path.lower().endswith(".onnx") for path in args.model or ()):
+        return _load_onnx(args)
     from captioner.inference import Captioner
     from captioner.memory import keep_freed_memory
     from captioner.model.checkpoint import CheckpointError
@@ -285,13 +288,37 @@ def _find(args: argparse.Namespace) -> int:
     return 0 if images else 1
 
 
+def _load_onnx(args: argparse.Namespace) -> OnnxCaptioner:
+    """Load a model without importing torch, which need not be there."""
+    from captioner.onnx_runtime import OnnxError, load
+
+    if len(args.model) > 1:
+        raise _UsageError("a model in an ONNX file goes alone; an ensemble is of checkpoints")
+    if args.device not in {"auto", "cpu"} or args.precision not in {"auto", "float32"}:
+        raise _UsageError("a model in an ONNX file computes on the CPU, in float32")
+    try:
+        return load(args.model[0])
+    except OnnxError as error:
+        raise _UsageError(str(error)) from error
+
+
 def _info(args: argparse.Namespace) -> int:
-    from captioner.data.vocabulary import SPECIAL
-    from captioner.evaluation import shown, versions
+    from captioner.console import shown
     from captioner.files import printable
-    from captioner.model.checkpoint import default_path
+    from captioner.onnx_runtime import OnnxCaptioner
 
     captioner = _load(args)
+    rows = captioner.about() if isinstance(captioner, OnnxCaptioner) else _about(args, captioner)
+    for key, value in rows.items():
+        print(printable(f"{key:<13} {shown(value)}"))
+    return 0
+
+
+def _about(args: argparse.Namespace, captioner: Captioner) -> dict[str, object]:
+    from captioner.data.vocabulary import SPECIAL
+    from captioner.evaluation import versions
+    from captioner.model.checkpoint import default_path
+
     provenance = {
         "trained with" if key == "versions" else key: value
         for key, value in captioner.checkpoint.provenance.items()
@@ -299,7 +326,7 @@ def _info(args: argparse.Namespace) -> int:
     checkpoint, config = captioner.checkpoint, captioner.checkpoint.config
     size = sum(os.path.getsize(path) for path in args.model or [default_path()])
     parameters = sum(p.numel() for c in captioner.checkpoints for p in c.model.parameters())
-    rows = {
+    return {
         "model": ", ".join(args.model or ["the one in the package"]),
         "size": f"{size:,} bytes, {parameters:,} parameters",
         "encoder": config.encoder.name,
@@ -312,9 +339,6 @@ def _info(args: argparse.Namespace) -> int:
         "installed": ", ".join(f"{name} {number}" for name, number in versions().items()),
         **provenance,
     }
-    for key, value in rows.items():
-        print(printable(f"{key:<13} {shown(value)}"))
-    return 0
 
 
 def _serve(args: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ from typing import NoReturn, TextIO
 
 from captioner.files import Notice, printable
 
-__all__ = ["Parser", "complain", "shown_notices"]
+__all__ = ["Parser", "complain", "shown", "shown_notices"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -53,3 +53,20 @@ def shown_notices(program: str, quiet: bool = False) -> Iterator[None]:
         warnings.showwarning = show
         warnings.simplefilter("always", Notice)
         yield
+
+
+# How the names of scores and shares begin; a loss, a time and a length are neither.
+_SHARES = ("bleu", "rouge", "cider", "meteor", "spice", "tag_", "map", "c_", "o_", "coverage",
+           "gap", "distinct", "bad_endings", "novel", "right", "confidence_",
+           "captions_changed")  # fmt: skip
+
+
+def shown(value: object, name: str = "") -> str:
+    """Return a figure as a person reads it: scores and shares times 100, as papers give them."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {shown(inner, key)}" for key, inner in value.items())
+    if isinstance(value, tuple | list):
+        return " to ".join(shown(inner, name) for inner in value)
+    if isinstance(value, float):
+        return f"{100.0 * value:.1f}" if name.startswith(_SHARES) else f"{value:.4f}"
+    return str(value)

@@ -18,10 +18,11 @@ from captioner.data.dataset import Features, pixel_batches
 from captioner.data.example import DataError, Example, ImageId, coco_image_id
 from captioner.data.tags import TagSet, label_matrix
 from captioner.data.things import names_right
-from captioner.generation.captions import Caption, write_captions
+from captioner.generation.captions import write_captions
 from captioner.generation.confidence import with_confidence
+from captioner.generation.description import Caption, Tag
 from captioner.generation.options import SearchOptions, TagOptions
-from captioner.generation.tags import Tag, Tagger
+from captioner.generation.tags import Tagger
 from captioner.metrics import Scores, diversity, meteor, paired_bootstrap, score, spice
 from captioner.metrics.reliability import ConfidenceMeasures, measure_confidence
 from captioner.metrics.tags import (
@@ -45,7 +46,6 @@ __all__ = [
     "feature_grids",
     "judge",
     "pixel_grids",
-    "shown",
     "versions",
 ]
 
@@ -294,23 +294,6 @@ def describe_captions(
         for example, caption, *values in zip(examples, captions, *each.values(), strict=True)
     ]
     return figures, entries
-
-
-# How the names of scores and shares begin; a loss, a time and a length are neither.
-_SHARES = ("bleu", "rouge", "cider", "meteor", "spice", "tag_", "map", "c_", "o_", "coverage",
-           "gap", "distinct", "bad_endings", "novel", "right", "confidence_",
-           "captions_changed")  # fmt: skip
-
-
-def shown(value: object, name: str = "") -> str:
-    """Return a figure as a person reads it: scores and shares times 100, as papers give them."""
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {shown(inner, key)}" for key, inner in value.items())
-    if isinstance(value, tuple | list):
-        return " to ".join(shown(inner, name) for inner in value)
-    if isinstance(value, float):
-        return f"{100.0 * value:.1f}" if name.startswith(_SHARES) else f"{value:.4f}"
-    return str(value)
 
 
 def versions() -> dict[str, str]:

@@ -2,66 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from captioner.config import Preprocessing
 from captioner.data.vocabulary import SPECIAL
-from captioner.files import Record
-from captioner.generation.captions import (
-    Caption,
-    NotFiniteError,
-    token_rules,
-    write_captions,
-)
+from captioner.files import as_json
+from captioner.generation.captions import token_rules, write_captions
 from captioner.generation.confidence import with_confidence
-from captioner.generation.options import SearchOptions, TagOptions
-from captioner.generation.tags import Tag, Tagger
+from captioner.generation.description import Caption, Description, NotFiniteError, Tag
+from captioner.generation.options import SearchOptions, TagOptions, with_options
+from captioner.generation.tags import Tagger
 from captioner.model.checkpoint import Checkpoint, default_path, load_checkpoint
 from captioner.model.device import choose_device, choose_precision, own_settings
-from captioner.photos.flatten import flatten
-from captioner.photos.formats import URL_HINT, is_url
-from captioner.photos.images import (
-    ImageError,
-    UnreadableError,
-    check_format,
-    open_photograph,
-    prepare,
-)
+from captioner.photos.given import Pixels, batches, pixels_of
 from captioner.settings import ConfigError
 
-__all__ = [
-    "Captioner",
-    "Description",
-    "ImageLike",
-    "as_record",
-]
+__all__ = ["Captioner", "ImageLike"]
 
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 ImageLike = str | os.PathLike[str] | Image.Image | Tensor | Pixels | bytes | BinaryIO
-_ONE = (str, bytes, os.PathLike, Image.Image, Tensor, np.ndarray)
-_BATCH = 32
-
-
-class Description(NamedTuple):
-    """The captions and tags of one image, each best first; ``caption`` is the first caption."""
-
-    caption: Caption
-    captions: list[Caption]
-    tags: list[Tag]
-
-    def to_dict(self) -> Record:
-        """Return the record that a folder run writes, without ``image``; JSON takes it as it is."""
-        return as_record(self.captions, self.tags)
 
 
 class Captioner:
@@ -146,7 +114,7 @@ class Captioner:
         ``search`` names single options: ``caption(images, beam_size=5)``. Raises ``TypeError`` for
         one that does not exist, and ``ConfigError`` as :meth:`check` raises it.
         """
-        options = _with(options, search)
+        options = with_options(options, search)
         grids = self._grids(images)
         return [captions[0] for grid in grids for captions in self.captions_of(grid, options)]
 
@@ -222,7 +190,7 @@ class Captioner:
             ImageError: An image cannot be read.
             TypeError: There is no such option.
         """
-        options = _with(options, search)
+        options = with_options(options, search)
         described: list[Description] = []
         for grids in self._grids(images):
             scores = self.scores_of(grids)
@@ -239,8 +207,29 @@ class Captioner:
         Raises ``UnreadableError`` for a file that cannot be read, ``TypeError`` or
         ``ValueError`` for what is no image.
         """
-        preprocessing = self.checkpoint.config.preprocessing
-        return prepare(_open(image, preprocessing.size), preprocessing)
+        return pixels_of(_plain(image), self.preprocessing)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How photographs become pixels."""
+        return self.checkpoint.config.preprocessing
+
+    def digest(self) -> str:
+        """Return the start of a hash of all that the answers depend on but the precision."""
+        digest = hashlib.sha256()
+        for checkpoint in self.checkpoints:
+            words, tags = checkpoint.vocabulary.words, checkpoint.tags.names
+            scale = checkpoint.calibration.slope, checkpoint.calibration.offset
+            scoring = checkpoint.scoring and asdict(checkpoint.scoring)
+            sure = checkpoint.confidence and checkpoint.confidence.weights
+            shares = checkpoint.tags.frequencies
+            head = [asdict(checkpoint.config), scale, scoring, sure, words, tags, shares]
+            digest.update(as_json(head))
+            for name, tensor in sorted(checkpoint.model.state_dict().items()):
+                digest.update(f"{name} {tuple(tensor.shape)}".encode())
+                # Rounded, so that the digest is the same in either precision.
+                digest.update(tensor.detach().cpu().bfloat16().float().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def check(self, options: SearchOptions) -> None:
         """Raise ``ConfigError`` if the options have words that the model does not know."""
@@ -341,49 +330,9 @@ class Captioner:
         return self._tagger.choose(scores, options or TagOptions())
 
     def _grids(self, images: Iterable[ImageLike]) -> Iterator[tuple[Tensor, ...]]:
-        if isinstance(images, Tensor | np.ndarray) and images.ndim == 4:
+        if isinstance(images, Tensor) and images.ndim == 4:
             images = list(images)
-        if isinstance(images, _ONE) or hasattr(images, "read"):
-            shown = repr(images) if isinstance(images, str) else type(images).__name__
-            raise TypeError(f"expected a list of images, not one; write [{shown}]")
-        numbered = enumerate(images)
-        while batch := [self._numbered(i, image) for i, image in islice(numbered, _BATCH)]:
-            yield self.encode(batch)
-
-    def _numbered(self, index: int, image: ImageLike) -> Pixels:
-        try:
-            return self.pixels(image)
-        except UnreadableError as error:
-            path = os.fsdecode(image) if isinstance(image, str | os.PathLike) else None
-            raise ImageError(str(error), index, path) from error
-
-
-def as_record(
-    captions: Sequence[Caption] | None, tags: Sequence[Tag] | None, min_confidence: float = 0.0
-) -> Record:
-    """Return what a record says of one photograph, ``image`` aside; ``None`` leaves a part out.
-
-    A best caption of less than ``min_confidence`` is ``None`` in the record.
-    ``docs/record.schema.json`` describes it.
-    """
-    record: Record = {}
-    if captions is not None:
-        entries = [_entry(caption) for caption in captions]
-        best = {"caption" if key == "text" else key: value for key, value in entries[0].items()}
-        best.pop("finished", None)
-        if best.get("confidence", 1.0) < min_confidence:
-            record = {"caption": None, "confidence": best["confidence"]}
-        else:
-            record = {**best, "captions": entries}
-    if tags is not None:
-        record["tags"] = [{"name": tag.name, "score": round(tag.score, 4)} for tag in tags]
-    return record
-
-
-def _entry(caption: Caption) -> Record:
-    unfinished = {} if caption.finished else {"finished": False}
-    sure = {} if caption.confidence is None else {"confidence": round(caption.confidence, 4)}
-    return {"text": caption.text, "log_prob": round(caption.log_prob, 4)} | sure | unfinished
+        return map(self.encode, batches(images, self.pixels, Tensor))
 
 
 def _check_ensemble(checkpoints: Sequence[Checkpoint]) -> None:
@@ -400,47 +349,11 @@ def _check_ensemble(checkpoints: Sequence[Checkpoint]) -> None:
                 raise ConfigError(f"checkpoint {number} of the ensemble has other {what}")
 
 
-def _open(image: ImageLike, size: int) -> Image.Image:
-    if isinstance(image, Image.Image):
-        check_format(image)
-        try:
-            return flatten(image)
-        except Exception as error:  # Pillow reads lazily, so any damage shows only here
-            raise UnreadableError(str(error)) from error
-    if isinstance(image, Tensor):
-        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-            shape = f"{tuple(image.shape)} {image.dtype}"
-            raise ValueError(f"expected a tensor (3, h, w) of torch.uint8, not {shape}")
-        return Image.fromarray(image.permute(1, 2, 0).cpu().contiguous().numpy())
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            shape = f"{image.shape} {image.dtype}"
-            raise ValueError(f"expected an array (h, w, 3) of uint8 in RGB, not {shape}")
-        return Image.fromarray(np.ascontiguousarray(image))
-    if isinstance(image, str | os.PathLike):
-        if is_url(os.fspath(image)):
-            raise UnreadableError(f"no such file; {URL_HINT}, or give its bytes")
-        return open_photograph(image, size).image
-    content = image.read() if hasattr(image, "read") else image
-    if isinstance(content, bytes):
-        return _open_content(content, size)
-    raise TypeError(
-        "expected a path, a PIL image, a tensor, an array, bytes or a file open in binary, not "
-        f"{type(image).__name__}"
-    )
-
-
-def _open_content(content: bytes, size: int) -> Image.Image:
-    # Broken and odd files are read by their place in several ways; a file gives the same pixels.
-    with TemporaryDirectory(prefix="captioner-") as folder:
-        path = Path(folder, "photograph")
-        path.write_bytes(content)
-        return open_photograph(path, size).image
-
-
-def _with(options: SearchOptions | None, search: Mapping[str, Any]) -> SearchOptions | None:
-    """Return search options with single ones of them replaced."""
-    known = [field.name for field in fields(SearchOptions)]
-    if strange := [name for name in search if name not in known]:
-        raise TypeError(f"there is no option {', '.join(strange)}; there are {', '.join(known)}")
-    return replace(options or SearchOptions(), **search) if search else options
+def _plain(image: ImageLike) -> ImageLike:
+    """Return a tensor as a picture, and everything else as it is."""
+    if not isinstance(image, Tensor):
+        return image
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+        shape = f"{tuple(image.shape)} {image.dtype}"
+        raise ValueError(f"expected a tensor (3, h, w) of torch.uint8, not {shape}")
+    return Image.fromarray(image.permute(1, 2, 0).cpu().contiguous().numpy())

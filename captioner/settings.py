@@ -19,6 +19,7 @@ __all__ = [
     "Ranged",
     "choice",
     "from_dict",
+    "from_overrides",
     "load_config",
     "ranged",
     "shown",
@@ -174,6 +175,14 @@ def load_config(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
         values = _from_toml(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as TOML: {error}") from error
+    for override in overrides:
+        _override(values, override)
+    return from_dict(cls, values)
+
+
+def from_overrides(cls: type[T], overrides: Sequence[str]) -> T:
+    """Build a config dataclass from overrides alone, as :func:`load_config` takes them."""
+    values: dict[str, Any] = {}
     for override in overrides:
         _override(values, override)
     return from_dict(cls, values)

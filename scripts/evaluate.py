@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from captioner.console import Parser, complain
+from captioner.console import Parser, complain, shown
 from captioner.data import readers
 from captioner.data.example import DataError
 from captioner.data.readers.results import ENDINGS, pair_results
@@ -28,7 +28,6 @@ from captioner.evaluation import (
     compare_images,
     describe_captions,
     evaluate_images,
-    shown,
     versions,
 )
 from captioner.generation.options import SearchOptions

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from captioner.folder import describe_folder
-from captioner.inference import Captioner, Description
+from captioner.generation.description import Description
+from captioner.inference import Captioner
 from captioner.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from captioner.model.device import own_settings
 from captioner.training.fit import fit

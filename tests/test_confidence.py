@@ -18,8 +18,8 @@ from captioner.data.calibration import Confidence, fit_confidence
 from captioner.data.tags import TagSet
 from captioner.folder import FolderRun
 from captioner.folder.outputs import TerminalStream, csv_line, output_file
-from captioner.generation.captions import Caption
 from captioner.generation.confidence import caption_evidence, with_confidence
+from captioner.generation.description import Caption
 from captioner.generation.options import SearchOptions
 from captioner.inference import Captioner
 from captioner.metrics.reliability import measure_confidence, reliability

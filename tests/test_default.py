@@ -20,7 +20,7 @@ from captioner.data import readers
 from captioner.data.example import Example
 from captioner.data.tags import content_words
 from captioner.evaluation import Evaluation, evaluate_images
-from captioner.generation.captions import Caption
+from captioner.generation.description import Caption
 from captioner.generation.options import SearchOptions
 from captioner.inference import Captioner
 from captioner.metrics import paired_bootstrap

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -74,6 +75,17 @@ class TagScoring:
     """The lowest score of a tag that is given by default: that of the best overall F1."""
     precisions: tuple[tuple[float, float], ...] = ()
     """Precisions in rising order, each with the lowest score above which it was reached."""
+
+    @classmethod
+    def of(cls, stored: Any) -> TagScoring | None:
+        """Return the scoring that a file has as a dict; ``None`` stays ``None``."""
+        if stored is None:
+            return None
+        return cls(
+            tuple(map(float, stored["weights"])),
+            float(stored["threshold"]),
+            tuple((float(precision), float(score)) for precision, score in stored["precisions"]),
+        )
 
     def __post_init__(self) -> None:
         """Check the numbers, which may come from a file; ``ValueError`` if they are absurd."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from captioner.files import Record, as_json, check_replaceable, remove_leftovers
+from captioner.files import Record, check_replaceable, remove_leftovers
 from captioner.folder.checks import (
     RunError,
     check_folders,
@@ -20,7 +19,7 @@ from captioner.folder.checks import (
     check_sidecars,
     inode_of,
 )
-from captioner.folder.describe import describe_folder, found_of
+from captioner.folder.describe import Describer, describe_folder, found_of
 from captioner.folder.find import PassedOver
 from captioner.folder.identity import Photograph, changed, distinct, gone, named, stamp_of
 from captioner.folder.journal import Journal, JournalError, Stamp, lock_path
@@ -29,9 +28,6 @@ from captioner.folder.report import write_report
 from captioner.folder.sidecars import Sidecars, sidecar_path
 from captioner.generation.options import SearchOptions, TagOptions
 from captioner.photos.workers import DecodingError, Found
-
-if TYPE_CHECKING:
-    from captioner.inference import Captioner
 
 __all__ = ["FolderRun", "RunError", "RunResult", "WriteError"]
 
@@ -134,7 +130,7 @@ class FolderRun:
 
     def run(
         self,
-        captioner: Captioner | Callable[[], Captioner],
+        captioner: Describer | Callable[[], Describer],
         paths: Iterable[str | os.PathLike[str] | Found],
         options: SearchOptions | None = None,
         tag_options: TagOptions | None = None,
@@ -227,7 +223,7 @@ class FolderRun:
     @contextmanager
     def _journal(
         self,
-        captioner: Captioner,
+        captioner: Describer,
         options: SearchOptions | None,
         tag_options: TagOptions | None,
     ) -> Iterator[Journal | None]:
@@ -236,7 +232,7 @@ class FolderRun:
             yield None
             return
         settings = {
-            "model": f"the one of SHA-256 {_model_digest(captioner)}",
+            "model": f"the one of SHA-256 {captioner.digest()}",
             "precision": str(captioner.precision).removeprefix("torch."),
             "captions": self.captions,
             "tags": self.tags,
@@ -259,7 +255,7 @@ class _Work:
     def __init__(
         self,
         run: FolderRun,
-        captioner: Captioner,
+        captioner: Describer,
         options: SearchOptions | None,
         tag_options: TagOptions | None,
         photographs: Sequence[Photograph],
@@ -328,7 +324,7 @@ class _Work:
                 len(journal.done),
                 len(journal.errors),
                 title=title or "captioner",
-                fit=self._captioner.checkpoint.config.preprocessing.fit,
+                fit=self._captioner.preprocessing.fit,
                 workers=run.workers,
                 decode_timeout=run.decode_timeout,
             )
@@ -496,24 +492,6 @@ def _sidecars(run: FolderRun) -> Sidecars | None:
 
 def _spelled(path: str | os.PathLike[str] | Found) -> str:
     return path.path if isinstance(path, Found) else os.fspath(path)
-
-
-def _model_digest(captioner: Captioner) -> str:
-    """Return the start of a hash of all that a captioner's answers depend on but its precision."""
-    digest = hashlib.sha256()
-    for checkpoint in captioner.checkpoints:
-        words, tags = checkpoint.vocabulary.words, checkpoint.tags.names
-        scale = checkpoint.calibration.slope, checkpoint.calibration.offset
-        scoring = checkpoint.scoring and asdict(checkpoint.scoring)
-        sure = checkpoint.confidence and checkpoint.confidence.weights
-        shares = checkpoint.tags.frequencies
-        head = [asdict(checkpoint.config), scale, scoring, sure, words, tags, shares]
-        digest.update(as_json(head))
-        for name, tensor in sorted(checkpoint.model.state_dict().items()):
-            digest.update(f"{name} {tuple(tensor.shape)}".encode())
-            # Rounded, so that the digest is the same in either precision.
-            digest.update(tensor.detach().cpu().bfloat16().float().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import compress
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from captioner.data.tokenizer import detokenize
 from captioner.data.vocabulary import BOS, EOS, PAD, SPECIAL, UNK, UNSAID, Vocabulary
 from captioner.generation.beams import Hypothesis
+from captioner.generation.description import Caption, NotFiniteError
 from captioner.generation.options import SearchOptions
 from captioner.generation.rules import Forbid, NoEnding, TokenRule
 from captioner.generation.search import search
@@ -21,52 +21,11 @@ from captioner.model.decoder import Decoder, DecoderState
 from captioner.settings import ConfigError
 
 __all__ = [
-    "Caption",
-    "NotFiniteError",
     "retrace",
     "search_tokens",
     "token_rules",
     "write_captions",
 ]
-
-
-@dataclass(frozen=True)
-class Caption:
-    """One caption: L words, and how sure the model was of each."""
-
-    text: str
-    log_prob: float
-    """Natural logarithm of its probability, that of ending where it does included."""
-    words: tuple[str, ...] = field(default=(), repr=False)
-    """As they stand in the text; a clitic ("'s") is a word, written onto the one before."""
-    word_log_probs: tuple[float, ...] = field(default=(), repr=False, compare=False)
-    """The terms of ``log_prob``, one a word; that of the end is not among them."""
-    finished: bool = True
-    """False where nothing satisfies the options, and this is as far as the best one came."""
-    confidence: float | None = field(default=None, compare=False)
-    """The calibrated probability, 0…1, that the caption is right: that at least two of five people
-    would name each thing that it names. ``None`` where the model was trained without."""
-    attention: np.ndarray[Any, np.dtype[np.float32]] | None = field(
-        default=None, repr=False, compare=False
-    )
-    """Where the model looked for each word: ``(L, N)``, each row adds up to 1. The cells of the
-    grid come row by row from the top left of the prepared picture, a square. ``None`` unless it
-    was asked for, and where the model has no attention."""
-
-    def __str__(self) -> str:
-        """Return the text."""
-        return self.text
-
-
-class NotFiniteError(ConfigError):
-    """The model that was named computes numbers that are not finite: its weights make no sense."""
-
-    def __init__(self) -> None:
-        """Say so, and what to do."""
-        super().__init__(
-            "the model computes numbers that are not finite; its file is damaged, or its training "
-            "went wrong: take another checkpoint"
-        )
 
 
 def token_rules(

@@ -10,7 +10,7 @@ import numpy as np
 
 from captioner.data.calibration import Confidence
 from captioner.data.tags import TagSet
-from captioner.generation.captions import Caption
+from captioner.generation.description import Caption
 
 __all__ = ["caption_evidence", "with_confidence"]
 

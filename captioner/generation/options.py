@@ -5,13 +5,13 @@ Nothing here imports more than the standard library, so that ``--help`` is quick
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import Field, dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, dataclass, fields, replace
 from typing import Any, Literal, TypeVar
 
 from captioner.settings import ConfigError, Ranged, choice, ranged
 
-__all__ = ["SearchOptions", "TagOptions", "meaning"]
+__all__ = ["SearchOptions", "TagOptions", "meaning", "with_options"]
 
 T = TypeVar("T")
 
@@ -170,3 +170,14 @@ class TagOptions(Ranged):
             if not isinstance(value, list | tuple) or not all(isinstance(n, str) for n in value):
                 raise ConfigError(f"{name} is {value!r}; it takes a list of names of tags")
             object.__setattr__(self, name, tuple(dict.fromkeys(value)))
+
+
+def with_options(options: SearchOptions | None, search: Mapping[str, Any]) -> SearchOptions | None:
+    """Return search options with single ones of them replaced; ``None`` and nothing is ``None``.
+
+    Raises ``TypeError`` for one that does not exist.
+    """
+    known = [field.name for field in fields(SearchOptions)]
+    if strange := [name for name in search if name not in known]:
+        raise TypeError(f"there is no option {', '.join(strange)}; there are {', '.join(known)}")
+    return replace(options or SearchOptions(), **search) if search else options

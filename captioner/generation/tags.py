@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,33 +11,36 @@ from captioner.data.calibration import Calibration, TagScoring
 from captioner.data.tags import TagSet
 from captioner.data.vocabulary import BOS, EOS, SPECIAL, UNSAID, Vocabulary
 from captioner.generation.beams import Hypothesis
-from captioner.generation.captions import NotFiniteError, search_tokens
+from captioner.generation.captions import search_tokens
+from captioner.generation.description import NotFiniteError, Tag
 from captioner.generation.options import SearchOptions, TagOptions
 from captioner.generation.rules import Forbid, NoRepeat, TokenRule
+from captioner.generation.tag_choice import TagChoice
 from captioner.model.checkpoint import Checkpoint
 from captioner.model.decoder import Decoder
-from captioner.settings import ConfigError
 
-__all__ = ["Tag", "Tagger", "check_names", "score_evidence", "tag_evidence", "write_tags"]
+__all__ = [
+    "CERTAIN",
+    "LONGEST",
+    "WRITTEN_OPTIONS",
+    "Tagger",
+    "score_evidence",
+    "tag_adjustment",
+    "tag_evidence",
+    "write_tags",
+]
 
 WRITTEN_OPTIONS = SearchOptions(beam_size=1, length_penalty=0.0, max_words=8, no_repeat=0)
 """How a model without :class:`TagScoring` writes tags."""
 
-# Powers of a tag's frequency: they trade tags that are right for tags that differ. The first is
-# of a model without scoring; the second was chosen on Flickr8k's dev: of the three tags that are
-# given 67.7 % are right and 224 differ, with 0.0 69.3 % and 146.
-_RARITY, _RARE_FIRST = 0.1, 0.4
-# The most tags that the decoder writes of a photograph; of 6,000 of Flickr8k none has more.
-_LONGEST = 12
-# Beyond this a probability of float32 is 0 or 1.
-_CERTAIN = 15.0
+# The power of a tag's frequency: it trades tags that are right for tags that differ.
+_RARITY = 0.1
 
+LONGEST = 12
+"""The most tags that the decoder writes of a photograph; of 6,000 of Flickr8k none has more."""
 
-class Tag(NamedTuple):
-    """One tag and the calibrated probability, 0…1, that the photograph has it."""
-
-    name: str
-    score: float
+CERTAIN = 15.0
+"""The largest logit: beyond it a probability of float32 is 0 or 1."""
 
 
 @torch.inference_mode()
@@ -71,7 +72,7 @@ def _marginals(decoder: Decoder, grid: Tensor) -> Tensor:
     closed[:, list(UNSAID)] = True
     missed = torch.zeros(len(grid), closed.shape[1], device=grid.device)
     rows = torch.arange(len(grid), device=grid.device)
-    for _ in range(_LONGEST if len(rows) else 0):
+    for _ in range(LONGEST if len(rows) else 0):
         logits, _, state = decoder.step(tokens, state)
         probabilities = logits.float().masked_fill(closed[rows], -torch.inf).softmax(dim=-1)
         missed[rows] += torch.log1p(-probabilities.clamp(max=1.0 - 1e-6))
@@ -82,8 +83,8 @@ def _marginals(decoder: Decoder, grid: Tensor) -> Tensor:
         # Rows that have ended leave; ``select`` takes (B', 1), one row an image.
         state, tokens, rows = state.select(kept), tokens[kept[:, 0]], rows[kept[:, 0]]
         closed[rows, tokens] = True
-    missed = missed[:, len(SPECIAL) :].clamp(-2.0 * _CERTAIN, -1e-6)
-    return torch.log(torch.expm1(-missed)).clamp(-_CERTAIN, _CERTAIN)
+    missed = missed[:, len(SPECIAL) :].clamp(-2.0 * CERTAIN, -1e-6)
+    return torch.log(torch.expm1(-missed)).clamp(-CERTAIN, CERTAIN)
 
 
 def score_evidence(evidence: Tensor, scoring: TagScoring) -> Tensor:
@@ -104,6 +105,8 @@ class Tagger:
         self.tags = checkpoints[0].tags
         self._scorings = [c.scoring for c in checkpoints if c.scoring is not None]
         self._scored = len(self._scorings) == len(checkpoints)
+        scorings = self._scorings if self._scored else ()
+        self._choice = TagChoice(self.tags.names, self.tags.frequencies, scorings)
 
     def scores(self, grids: Sequence[Tensor]) -> Tensor:
         """Return the scores ``(B, T)`` of all tags, of a grid ``(B, N, D)`` for each model.
@@ -142,69 +145,15 @@ class Tagger:
 
     def threshold(self, options: TagOptions) -> float:
         """Return the lowest score that is given; ``ConfigError`` where a precision has none."""
-        if options.threshold is not None:
-            return options.threshold
-        if options.min_precision is None:
-            fitted = [scoring.threshold for scoring in self._scorings]
-            return sum(fitted) / len(fitted) if self._scored else 0.0
-        if not self._scored:
-            raise ConfigError("the model has no thresholds for min_precision; train its tags anew")
-        found = [scoring.threshold_of(options.min_precision) for scoring in self._scorings]
-        reached = [threshold for threshold in found if threshold is not None]
-        if len(reached) < len(found):
-            raise ConfigError(
-                f"min_precision is {options.min_precision}; the model's tags never reached that"
-            )
-        return max(reached)
+        return self._choice.threshold(options)
 
     def check(self, options: TagOptions) -> None:
         """Raise ``ConfigError`` if the models do not have what the options name."""
-        self.threshold(options)
-        check_names(self.tags, "only", options.only)
-        check_names(self.tags, "exclude", options.exclude)
+        self._choice.check(options)
 
     def choose(self, scores: Tensor, options: TagOptions) -> list[list[Tag]]:
-        """Return the tags to give, those of the highest scores first, of scores ``(B, T)``.
-
-        Of more than ``max_tags`` those stay that say most of a photograph: a tag's odds count
-        divided by a power of its frequency, as in logit adjustment, Menon et al. (2021).
-        """
-        allowed = torch.zeros(scores.shape[1], dtype=torch.bool)
-        allowed[self._indices(options.only) or slice(None)] = True
-        allowed[self._indices(options.exclude)] = False
-        threshold = max(self.threshold(options), 1e-12)
-        scores = scores.cpu().masked_fill(~allowed, 0.0)
-        given = (scores >= threshold) & self._telling(scores, options.max_tags)
-        names, found = self.tags.names, list[list[Tag]]()
-        for row, chosen in zip(scores, given, strict=True):
-            columns = chosen.nonzero()[:, 0]
-            best = columns[row[columns].argsort(descending=True, stable=True)]
-            found.append([Tag(names[i], float(row[i])) for i in best.tolist()])
-        return found
-
-    def _telling(self, scores: Tensor, count: int) -> Tensor:
-        """Return which ``count`` tags say most of each photograph: ``(B, T)`` of bool; 0 is all."""
-        if not count or count >= scores.shape[1]:
-            return torch.ones_like(scores, dtype=torch.bool)
-        rarity = -scores.new_tensor(self.tags.frequencies).log()
-        # A model without scoring has taken frequencies into account when it wrote its tags.
-        weight = _RARE_FIRST if self._scored else 0.0
-        order = torch.logit(scores, eps=1e-7) + weight * rarity
-        chosen = order.topk(count, dim=1).indices
-        return torch.zeros_like(scores, dtype=torch.bool).scatter(1, chosen, True)
-
-    def _indices(self, names: Sequence[str]) -> list[int]:
-        return [token - len(SPECIAL) for token in self.tags.vocabulary.encode(names)[:-1]]
-
-
-def check_names(tags: TagSet, field: str, names: Sequence[str]) -> None:
-    """Raise ``ConfigError``, with the nearest ones, for names that no tag has."""
-    known = set(tags.names)
-    for name in names:
-        if name not in known:
-            near = get_close_matches(name, tags.names, n=3)
-            hint = f"; the nearest are {', '.join(map(repr, near))}" if near else ""
-            raise ConfigError(f"{field} has {name!r}, which is no tag of the model{hint}")
+        """Return the tags to give, best first, of scores ``(B, T)``."""
+        return self._choice.choose(scores.cpu().numpy(), options)
 
 
 def write_tags(
@@ -222,8 +171,7 @@ def write_tags(
     particular to a photograph is said before what is true of many: logit adjustment, Menon et
     al. (2021), equation 9.
     """
-    rarity = torch.zeros(len(tags.vocabulary), device=grids[0].device)
-    rarity[len(SPECIAL) :] = -_RARITY * torch.tensor(tags.frequencies).log()
+    rarity = tag_adjustment(tags).to(grids[0].device)
     rules: list[TokenRule] = [Forbid(UNSAID), NoRepeat()]
     return [
         _scored(hypotheses[0], tags.vocabulary, calibration)
@@ -231,6 +179,13 @@ def write_tags(
             decoders, grids, rarity, WRITTEN_OPTIONS, rules, check_finite=check_finite
         )
     ]
+
+
+def tag_adjustment(tags: TagSet) -> Tensor:
+    """Return what is added to the logits of a tag decoder: ``(V,)`` of the tags' vocabulary."""
+    rarity = torch.zeros(len(tags.vocabulary))
+    rarity[len(SPECIAL) :] = -_RARITY * torch.tensor(tags.frequencies).log()
+    return rarity
 
 
 def _scored(best: Hypothesis, vocabulary: Vocabulary, calibration: Calibration) -> list[Tag]:

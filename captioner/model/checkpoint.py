@@ -26,17 +26,21 @@ from captioner.model.model import CaptionModel
 from captioner.settings import to_dict
 
 __all__ = [
+    "SCALE",
     "Checkpoint",
     "CheckpointError",
     "build_model",
     "default_path",
     "load_checkpoint",
     "save_checkpoint",
+    "stored_tensors",
     "write_tensors",
 ]
 
 _FORMAT = "captioner 1"
-_SCALE = ".scale"
+
+SCALE = ".scale"
+"""The name of an int8 tensor's scales is the tensor's and this."""
 
 # No trained weight comes near it; what is multiplied with a larger one soon is infinite.
 _LARGEST_WEIGHT = 1e9
@@ -97,8 +101,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path, storage: str = "float32"
         metadata["tag_scoring"] = asdict(checkpoint.scoring)
     if checkpoint.confidence is not None:
         metadata["confidence"] = checkpoint.confidence.weights
-    tensors = _stored(dict(checkpoint.model.named_parameters()), storage)
-    tensors |= _stored(dict(checkpoint.model.named_buffers()), storage)
+    tensors = stored_tensors(checkpoint.model, storage)
     write_tensors(tensors, path, {"format": _FORMAT, "captioner": json.dumps(metadata)})
 
 
@@ -116,7 +119,9 @@ def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, st
         file.write(memoryview(content)[8 + length :])
 
 
-def _stored(tensors: Mapping[str, Tensor], storage: str) -> dict[str, Tensor]:
+def stored_tensors(model: CaptionModel, storage: str) -> dict[str, Tensor]:
+    """Return a model's tensors by name, as a file of a storage holds them."""
+    tensors: Mapping[str, Tensor] = dict(model.named_parameters()) | dict(model.named_buffers())
     stored: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()
@@ -124,7 +129,7 @@ def _stored(tensors: Mapping[str, Tensor], storage: str) -> dict[str, Tensor]:
             rows = tensor.flatten(1)
             scale = rows.abs().amax(dim=1).clamp(min=1e-12) / 127.0
             stored[name] = (rows / scale[:, None]).round().to(torch.int8).view(tensor.shape)
-            stored[name + _SCALE] = scale
+            stored[name + SCALE] = scale
         elif storage != "float32" and tensor.is_floating_point():
             stored[name] = tensor.half()
         else:
@@ -185,7 +190,7 @@ def _from_metadata(metadata: dict[str, Any]) -> Checkpoint:
         raise ValueError(f"its provenance has more than {_MOST_PROVENANCE:,} bytes")
     model = _without_weights(config, vocabulary, tags)
     calibration = Calibration(slope, offset)
-    scoring = _scoring(metadata.get("tag_scoring"))
+    scoring = TagScoring.of(metadata.get("tag_scoring"))
     weights = metadata.get("confidence")
     confidence = None if weights is None else Confidence(tuple(map(float, weights)))
     return Checkpoint(
@@ -197,16 +202,6 @@ def _forms(names: Sequence[str], stored: Any) -> dict[str, list[str]] | None:
     if stored is None:
         return None
     return {name: _strings(forms) for name, forms in zip(names, stored, strict=True)}
-
-
-def _scoring(stored: Any) -> TagScoring | None:
-    if stored is None:
-        return None
-    return TagScoring(
-        tuple(map(float, stored["weights"])),
-        float(stored["threshold"]),
-        tuple((float(precision), float(score)) for precision, score in stored["precisions"]),
-    )
 
 
 class _Undrawn(TorchFunctionMode):
@@ -246,9 +241,9 @@ def _strings(values: object) -> list[str]:
 
 def _restored(stored: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors as they are computed with: int8 times its scales, halves as floats."""
-    tensors = {name: t for name, t in stored.items() if not name.endswith(_SCALE)}
+    tensors = {name: t for name, t in stored.items() if not name.endswith(SCALE)}
     for name, tensor in tensors.items():
-        scale = stored.get(name + _SCALE)
+        scale = stored.get(name + SCALE)
         if scale is not None:
             if scale.shape != tensor.shape[:1] or tensor.dtype != torch.int8:
                 raise ValueError(f"the scale of {name!r} does not fit it")

@@ -20,7 +20,7 @@ from captioner.photos.workers import Found, ReadingProcesses
 from captioner.serve.reading import read_upload, too_large
 
 if TYPE_CHECKING:
-    from captioner.inference import Captioner
+    from captioner.folder.describe import Describer
 
 __all__ = ["Answer", "Asked", "Batches"]
 
@@ -65,7 +65,7 @@ class Batches:
 
     def __init__(
         self,
-        captioner: Captioner,
+        captioner: Describer,
         *,
         batch_size: int = 32,
         workers: int = 2,
@@ -73,7 +73,7 @@ class Batches:
     ) -> None:
         """Take the model, and the numbers of a folder run."""
         self._captioner, self._batch_size = captioner, batch_size
-        reader = partial(read_upload, captioner.checkpoint.config.preprocessing)
+        reader = partial(read_upload, captioner.preprocessing)
         self._processes = ReadingProcesses(reader, workers, decode_timeout)
         self._changed = Condition()
         # Both, and whether the end has come, are used under the lock of the condition.

@@ -19,7 +19,7 @@ from captioner.serve.batches import Batches
 from captioner.serve.uploads import private_folder
 
 if TYPE_CHECKING:
-    from captioner.inference import Captioner
+    from captioner.folder.describe import Describer
 
 __all__ = ["is_local", "listen", "serve"]
 
@@ -40,7 +40,7 @@ def is_local(listening: socket.socket) -> bool:
 
 
 def serve(
-    captioner: Captioner,
+    captioner: Describer,
     listening: socket.socket,
     limits: Limits,
     *,

@@ -15,8 +15,8 @@ from captioner.data.example import Example
 from captioner.data.tags import label_matrix
 from captioner.data.things import names_right
 from captioner.evaluation import Described, Evaluation, describe, feature_grids, judge, pixel_grids
-from captioner.generation.captions import Caption
 from captioner.generation.confidence import caption_evidence
+from captioner.generation.description import Caption
 from captioner.generation.options import SearchOptions
 from captioner.generation.tags import score_evidence, tag_evidence
 from captioner.model.checkpoint import Checkpoint

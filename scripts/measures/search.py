@@ -19,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from captioner.config import DecoderConfig
 from captioner.data.vocabulary import BOS, EOS, PAD, SPECIAL, Vocabulary
 from captioner.generation import search as search_room
-from captioner.generation.captions import Caption, write_captions
+from captioner.generation.captions import write_captions
+from captioner.generation.description import Caption
 from captioner.generation.options import SearchOptions
 from captioner.inference import Captioner
 from captioner.model.decoder import Decoder, DecoderState
