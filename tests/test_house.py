@@ -20,7 +20,7 @@ ORDER = (
     ("serve",),
     ("flags",),
     ("folder", "training"),
-    ("evaluation", "inference"),
+    ("evaluation", "export", "inference", "onnx_runtime"),
     ("generation",),
     ("model",),
     ("data",),
@@ -36,7 +36,8 @@ QUICK = ("captioner", "captioner.cli", "captioner.flags", "captioner.generation.
          "captioner.config")  # fmt: skip
 # Processes that read photographs start with these, and so does a run before its first tensor.
 WITHOUT_TORCH = ("photos", "metrics", "folder", "pages", "files", "held", "memory", "data",
-                 "serve.reading", "training.digests", "training.stopper")  # fmt: skip
+                 "generation.description", "onnx_runtime", "serve.reading", "training.digests",
+                 "training.stopper")  # fmt: skip
 WITH_TORCH = ("captioner.data.dataset",)
 
 

@@ -168,7 +168,7 @@ def describe_read(
         ConfigError: The model cannot do what the options say.
 
     """
-    size = captioner.checkpoint.config.preprocessing.size
+    size = captioner.preprocessing.size
     pixels = [
         np.frombuffer(image, np.uint8, offset=len(_WHOLE)).reshape(3, size, size)
         for image in images

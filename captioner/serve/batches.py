@@ -10,17 +10,14 @@ from contextlib import suppress
 from functools import partial
 from threading import Condition, Thread
 from time import monotonic
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from captioner.files import Record
-from captioner.folder.describe import describe_read
+from captioner.folder.describe import Describer, describe_read
 from captioner.generation.options import SearchOptions, TagOptions
 from captioner.photos.images import TooLargeError, UnreadableError
 from captioner.photos.workers import Found, ReadingProcesses
 from captioner.serve.reading import read_upload, too_large
-
-if TYPE_CHECKING:
-    from captioner.folder.describe import Describer
 
 __all__ = ["Answer", "Asked", "Batches"]
 

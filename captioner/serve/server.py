@@ -10,16 +10,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from ipaddress import ip_address
 from threading import current_thread, main_thread
-from typing import TYPE_CHECKING
 
 import uvicorn
 
+from captioner.folder.describe import Describer
 from captioner.serve.app import Limits, build_app
 from captioner.serve.batches import Batches
 from captioner.serve.uploads import private_folder
-
-if TYPE_CHECKING:
-    from captioner.folder.describe import Describer
 
 __all__ = ["is_local", "listen", "serve"]
 
