@@ -116,7 +116,10 @@ def test_wrong_usage(model: list[str], photographs: Path, capsysbinary: Capture)
         (["caption", photo, "--model", photo], "not a safetensors file"),
         (["caption"], "the following arguments are required: PATH"),
         ([], "the following arguments are required: COMMAND"),
-        (["captoin", photo], "'captoin' is no command (caption, tag, find, info), and no such"),
+        (
+            ["captoin", photo],
+            "'captoin' is no command (caption, tag, find, info, serve), and no such",
+        ),
         (["caption", photo, "-o", "a.csv", "--output", "b.csv"], "a run has only one"),
         (["caption", photo, "--report", "a.html", "--report", "b.html"], "a run has only one"),
         (["caption", "https://example.org/a.jpg"], "nothing is downloaded: save what a URL leads"),

@@ -372,7 +372,8 @@ def test_each_cell_is_searched_and_comes_back_from_a_file(cell: Cell, tmp_path: 
     loaded = load_checkpoint(tmp_path / "model.safetensors")
     assert loaded.config.model.caption.cell == loaded.config.model.tags.cell == cell
     assert type(loaded.model.tag_decoder.cell) is type(made.model.tag_decoder.cell)
-    for options in (SearchOptions(beam_size=1, max_words=6), SearchOptions(max_words=6)):
+    for beam_size in (1, 3):
+        options = SearchOptions(beam_size=beam_size, max_words=6, no_repeat=0)
         found = [
             write_captions([c.model.caption_decoder], made.vocabulary, [grids], options)
             for c in (made, loaded)

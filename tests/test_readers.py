@@ -122,7 +122,9 @@ def test_what_captioner_writes_as_csv_is_read_back(tmp_path: Path) -> None:
         Example(Path("d.jpg"), (), ()),
     ]
     untagged = csv_line({"image": "a.jpg", "caption": "a dog", "log_prob": -1.5}).decode()
-    rows = write(tmp_path / "untagged.csv", f"image,caption,log_prob,tags,error\r\n{untagged}")
+    rows = write(
+        tmp_path / "untagged.csv", f"image,caption,log_prob,confidence,tags,error\r\n{untagged}"
+    )
     assert examples(rows)[0].tags is None
 
 
