@@ -42,7 +42,8 @@ NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 PROGRAMS = sorted([*(ROOT / "scripts").rglob("*.py"), *(ROOT / "examples").glob("*.py")])
 TRAINS = ("README.md", "training.md", "tune_on_your_captions.ipynb")
 # Options of programs that are not ours.
-FOREIGN = {"--index-url", "--logdir", "--nproc-per-node", "--no-build-isolation"}
+FOREIGN = {"--directory", "--index-url", "--logdir", "--no-build-isolation", "--no-deps",
+           "--nproc-per-node", "--prefix"}  # fmt: skip
 
 _BLOCK = re.compile(
     r"^(?: *<!-- not run: (?P<reason>[^>]+) -->\n)?(?P<indent> *)```(?P<language>\w*)\n"
