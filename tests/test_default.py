@@ -191,4 +191,4 @@ def test_captioning_imports_no_compiler_and_no_torchvision(tmp_path: Path) -> No
 def test_the_first_caption_comes_soon(tmp_path: Path) -> None:
     picture = str(draw_picture(tmp_path / "x.jpg", "red", (640, 480)))
     ours, theirs = ["-m", "captioner", "caption", picture], ["-c", "import torch, torchvision"]
-    assert median_ratio_within(1.0, ours, theirs, 5)
+    assert median_ratio_within(1.25, ours, theirs, 5)
