@@ -110,10 +110,19 @@ def test_deep_folders_and_circles_are_searched(tmp_path: Path) -> None:
     for _ in range(1_200):
         deep = deep / "d"
         deep.mkdir()
-    (deep / "A.jpg").touch()
-    (tmp_path / "d" / "circle").symlink_to(tmp_path, target_is_directory=True)
+    photograph, circle = deep / "A.jpg", tmp_path / "d" / "circle"
+    photograph.touch()
+    circle.symlink_to(tmp_path, target_is_directory=True)
     name = f"{deep.relative_to(tmp_path)}/a.jpg"
-    assert resolve_in_folder([name], tmp_path).found == {name: name[:-5] + "A.jpg"}
+    try:
+        assert resolve_in_folder([name], tmp_path).found == {name: name[:-5] + "A.jpg"}
+    finally:
+        # pytest itself cannot remove what is nested so deeply.
+        photograph.unlink()
+        circle.unlink()
+        while deep != tmp_path:
+            deep.rmdir()
+            deep = deep.parent
 
 
 def test_many_other_spellings_are_counted() -> None:
