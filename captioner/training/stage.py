@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import nn
 
 from captioner.config import Config
 from captioner.data.example import Example
@@ -143,17 +144,34 @@ class _EndToEnd(_TeacherForced):
     encoder_learns = True
 
 
-class _SelfCritical(Stage):
-    """The caption decoder learns from the scores of captions that it draws."""
+class _Alone(Stage):
+    """Some parts learn alone, on features of the best model so far, with a schedule of their own."""
 
-    name = "self-critical"
-    figure = "reward"
     begins_from_best = True
 
     @property
     def schedule(self) -> range:
         """The epochs of this stage alone."""
         return range(self.first, self.end)
+
+    @abstractmethod
+    def learners(self, model: CaptionModel) -> Sequence[nn.Module]:
+        """Return the parts that learn."""
+
+    def set_learning(self, model: CaptionModel) -> None:
+        """Let the learners alone learn, and set the model's mode."""
+        model.encoder.freeze()
+        model.requires_grad_(False)
+        for learner in self.learners(model):
+            learner.requires_grad_(True)
+        self.set_mode(model)
+
+
+class _SelfCritical(_Alone):
+    """The caption decoder learns from the scores of captions that it draws."""
+
+    name = "self-critical"
+    figure = "reward"
 
     def objective(
         self,
@@ -166,12 +184,9 @@ class _SelfCritical(Stage):
         reward = Reward(examples, begun.vocabulary, self.config.experimental.bleu_weight)
         return SelfCritical(model, reward, self.config.self_critical, dtype)
 
-    def set_learning(self, model: CaptionModel) -> None:
-        """Let the caption decoder alone learn, and set the model's mode."""
-        model.encoder.freeze()
-        model.requires_grad_(False)
-        model.caption_decoder.requires_grad_(True)
-        self.set_mode(model)
+    def learners(self, model: CaptionModel) -> Sequence[nn.Module]:
+        """Return the caption decoder."""
+        return [model.caption_decoder]
 
     def set_mode(self, model: CaptionModel) -> None:
         """Turn dropout off: captions must be drawn from the very policy that is reinforced."""
@@ -181,17 +196,11 @@ class _SelfCritical(Stage):
         return self.config.self_critical.lr
 
 
-class _Tags(Stage):
+class _Tags(_Alone):
     """The tag decoder and the tag head learn; captions stay what they are."""
 
     name = "tags"
-    begins_from_best = True
     captions_change = False
-
-    @property
-    def schedule(self) -> range:
-        """The epochs of this stage alone."""
-        return range(self.first, self.end)
 
     def objective(
         self,
@@ -207,14 +216,10 @@ class _Tags(Stage):
         """Return the mean average precision of the tags."""
         return result.tag_measures.mean_average_precision
 
-    def set_learning(self, model: CaptionModel) -> None:
-        """Let the tag decoder and the tag head alone learn, and set the model's mode."""
-        model.encoder.freeze()
-        model.requires_grad_(False)
-        model.tag_decoder.requires_grad_(True)
-        if model.tag_head is not None:
-            model.tag_head.requires_grad_(True)
-        self.set_mode(model)
+    def learners(self, model: CaptionModel) -> Sequence[nn.Module]:
+        """Return the tag decoder and the tag head, if there is one."""
+        heads = [] if model.tag_head is None else [model.tag_head]
+        return [model.tag_decoder, *heads]
 
     def _peak(self, of_group: float) -> float:
         return self.config.tags.lr
