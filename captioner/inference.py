@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,8 +19,9 @@ from captioner.data.vocabulary import SPECIAL
 from captioner.files import as_json
 from captioner.generation.captions import token_rules, write_captions
 from captioner.generation.confidence import with_confidence
-from captioner.generation.description import Caption, Description, NotFiniteError, Tag
-from captioner.generation.options import SearchOptions, TagOptions, with_options
+from captioner.generation.describer import Describer
+from captioner.generation.description import Caption, NotFiniteError, Tag
+from captioner.generation.options import SearchOptions, TagOptions
 from captioner.generation.tags import Tagger
 from captioner.model.checkpoint import Checkpoint, default_path, load_checkpoint
 from captioner.model.device import choose_device, choose_precision, own_settings
@@ -32,7 +33,7 @@ __all__ = ["Captioner", "ImageLike"]
 ImageLike = str | os.PathLike[str] | Image.Image | Tensor | Pixels | bytes | BinaryIO
 
 
-class Captioner:
+class Captioner(Describer[ImageLike]):
     """A model that captions and tags images.
 
     An image is a path, a ``PIL.Image.Image``, a ``(3, h, w)`` uint8 tensor, an ``(h, w, 3)`` uint8
@@ -106,46 +107,6 @@ class Captioner:
         paths = [path] if isinstance(path, str | os.PathLike) else path
         return cls([load_checkpoint(Path(file)) for file in paths], chosen, number_type)
 
-    def caption(
-        self, images: Iterable[ImageLike], options: SearchOptions | None = None, **search: Any
-    ) -> list[Caption]:
-        """Return the best caption of each image.
-
-        ``search`` names single options: ``caption(images, beam_size=5)``. Raises ``TypeError`` for
-        one that does not exist, and ``ConfigError`` as :meth:`check` raises it.
-        """
-        options = with_options(options, search)
-        grids = self._grids(images)
-        return [captions[0] for grid in grids for captions in self.captions_of(grid, options)]
-
-    def tags(
-        self,
-        images: Iterable[ImageLike],
-        threshold: float | None = None,
-        max_tags: int | None = None,
-        only: Sequence[str] | None = None,
-        exclude: Sequence[str] | None = None,
-    ) -> list[list[Tag]]:
-        """Return the tags of each image, best first.
-
-        Args:
-            images: The images.
-            threshold: The lowest score, 0…1, of a tag that is given. ``None`` takes the model's
-                own, or, in a model of version 0.1, all tags that it writes. For a precision take
-                :meth:`threshold_for`.
-            max_tags: The most tags of an image; ``None`` is all.
-            only: Names of :attr:`tag_names`, of which alone any are given.
-            exclude: Names that are not given.
-
-        Raises:
-            ConfigError: A name is none of the model's, or a number is out of range.
-        """
-        options = TagOptions(
-            threshold, max_tags=max_tags or 0, only=tuple(only or ()), exclude=tuple(exclude or ())
-        )
-        self.check_tags(options)
-        return [tags for grid in self._grids(images) for tags in self.tags_of(grid, options)]
-
     @property
     def tag_names(self) -> tuple[str, ...]:
         """The names of all T tags that the model knows."""
@@ -165,41 +126,6 @@ class Captioner:
         Raises ``ConfigError`` where the model never reached it.
         """
         return self._tagger.threshold(TagOptions(min_precision=precision))
-
-    def describe(
-        self,
-        images: Iterable[ImageLike],
-        options: SearchOptions | None = None,
-        threshold: float | None = None,
-        attention: bool = False,
-        progress: Callable[[int], object] = lambda done: None,
-        **search: Any,
-    ) -> list[Description]:
-        """Return captions and tags of each image from one pass of the encoder.
-
-        Args:
-            images: As for all methods.
-            options: How captions are searched; the library's defaults if there are none.
-            threshold: The lowest score of a tag, as in :meth:`tags`.
-            attention: Whether captions have attention weights, for one more pass of the decoder.
-            progress: Told after each image how many are done; 32 go through the model at a time.
-            search: Single options, as for :meth:`caption`.
-
-        Raises:
-            ConfigError: As :meth:`check` and :meth:`encode` raise it.
-            ImageError: An image cannot be read.
-            TypeError: There is no such option.
-        """
-        options = with_options(options, search)
-        described: list[Description] = []
-        for grids in self._grids(images):
-            scores = self.scores_of(grids)
-            written = self.captions_of(grids, options, attention, scores)
-            named = self.tags_of(grids, TagOptions(threshold), scores)
-            for captions, tags in zip(written, named, strict=True):
-                described.append(Description(captions[0], captions, tags))
-                progress(len(described))
-        return described
 
     def pixels(self, image: ImageLike) -> Pixels:
         """Return an image as the pixels ``(3, h, w)`` that the encoder takes.

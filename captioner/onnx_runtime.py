@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -25,10 +25,11 @@ from captioner.data.calibration import TagScoring
 from captioner.data.tokenizer import detokenize
 from captioner.data.vocabulary import SPECIAL
 from captioner.files import from_json
-from captioner.generation.description import Caption, Description, NotFiniteError, Tag
-from captioner.generation.options import SearchOptions, TagOptions, with_options
+from captioner.generation.describer import Describer
+from captioner.generation.description import Caption, NotFiniteError, Tag
+from captioner.generation.options import SearchOptions, TagOptions
 from captioner.generation.tag_choice import TagChoice
-from captioner.photos.given import Pixels, batches, pixels_of
+from captioner.photos.given import Pixels, pixels_of
 from captioner.settings import ConfigError, from_dict
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def _check_ends(session: InferenceSession, about: _About) -> None:
         raise ValueError(f"it scores {outputs['tag_scores'][1:]} tags, not {tags}")
 
 
-class OnnxCaptioner:
+class OnnxCaptioner(Describer[ImageLike]):
     """A model in an ONNX file that captions and tags images, as ``captioner.Captioner`` does.
 
     An image is a path, a ``PIL.Image.Image``, an ``(h, w, 3)`` uint8 array in RGB, the bytes of a
@@ -206,45 +207,6 @@ class OnnxCaptioner:
                     "cannot change that: export another with --set"
                 )
 
-    def caption(
-        self, images: Iterable[ImageLike], options: SearchOptions | None = None, **search: Any
-    ) -> list[Caption]:
-        """Return the best caption of each image.
-
-        ``search`` names single options. Raises ``TypeError`` for one that does not exist, and
-        ``ConfigError`` as :meth:`check` raises it.
-        """
-        return [found.caption for found in self.describe(images, options, **search)]
-
-    def tags(
-        self,
-        images: Iterable[ImageLike],
-        threshold: float | None = None,
-        max_tags: int | None = None,
-        only: Sequence[str] | None = None,
-        exclude: Sequence[str] | None = None,
-    ) -> list[list[Tag]]:
-        """Return the tags of each image, best first.
-
-        Args:
-            images: As for all methods.
-            threshold: The lowest score, 0…1, of a tag that is given; ``None`` takes the model's
-                own.
-            max_tags: The most tags of an image; ``None`` is all.
-            only: Names of :attr:`tag_names`, of which alone any are given.
-            exclude: Names that are not given.
-
-        Raises:
-            ConfigError: A name is none of the model's, or a number is out of range.
-        """
-        options = TagOptions(
-            threshold, max_tags=max_tags or 0, only=tuple(only or ()), exclude=tuple(exclude or ())
-        )
-        self.check_tags(options)
-        return [
-            tags for outputs in self._outputs(images) for tags in self.tags_of(outputs, options)
-        ]
-
     @property
     def tag_names(self) -> tuple[str, ...]:
         """The names of all T tags that the model knows."""
@@ -252,7 +214,7 @@ class OnnxCaptioner:
 
     def tag_scores(self, images: Iterable[ImageLike]) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Return the probability of each of :attr:`tag_names` for each image: ``(B, T)``."""
-        rows = [outputs["tag_scores"] for outputs in self._outputs(images)]
+        rows = [outputs["tag_scores"] for outputs in self._grids(images)]
         return np.concatenate([np.zeros((0, len(self.tag_names)), np.float32), *rows])
 
     def threshold_for(self, precision: float) -> float:
@@ -261,40 +223,6 @@ class OnnxCaptioner:
         Raises ``ConfigError`` where the model never reached it.
         """
         return self._about.choice.threshold(TagOptions(min_precision=precision))
-
-    def describe(
-        self,
-        images: Iterable[ImageLike],
-        options: SearchOptions | None = None,
-        threshold: float | None = None,
-        attention: bool = False,
-        progress: Callable[[int], object] = lambda done: None,
-        **search: Any,
-    ) -> list[Description]:
-        """Return captions and tags of each image.
-
-        Args:
-            images: As for all methods.
-            options: Those of the file, or the defaults; the file's search is what is done.
-            threshold: The lowest score of a tag, as in :meth:`tags`.
-            attention: Whether captions have attention weights.
-            progress: Told after each image how many are done; 32 go through the model at a time.
-            search: Single options, as for :meth:`caption`.
-
-        Raises:
-            ConfigError: As :meth:`check` and :meth:`encode` raise it.
-            ImageError: An image cannot be read.
-            TypeError: There is no such option.
-        """
-        options = with_options(options, search)
-        described: list[Description] = []
-        for outputs in self._outputs(images):
-            written = self.captions_of(outputs, options, attention)
-            named = self.tags_of(outputs, TagOptions(threshold))
-            for captions, tags in zip(written, named, strict=True):
-                described.append(Description(captions[0], captions, tags))
-                progress(len(described))
-        return described
 
     def pixels(self, image: ImageLike) -> Pixels:
         """Return an image as the pixels ``(3, h, w)`` that the graph takes.
@@ -368,9 +296,6 @@ class OnnxCaptioner:
     ) -> list[list[Tag]]:
         """Return the tags of each image of the outputs, best first."""
         return self._about.choice.choose(outputs["tag_scores"], options or TagOptions())
-
-    def _outputs(self, images: Iterable[ImageLike]) -> Iterator[Outputs]:
-        return map(self.encode, batches(images, self.pixels))
 
 
 def _finite(scores: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,72 +19,19 @@ from captioner.photos.images import UnreadableError, open_photograph, prepare
 from captioner.photos.workers import Found, read_ahead
 
 if TYPE_CHECKING:
-    from captioner.generation.description import Caption, Tag
+    from captioner.generation.describer import Describer
+    from captioner.generation.description import Caption
     from captioner.generation.options import SearchOptions, TagOptions
 
-__all__ = ["Describer", "describe_folder", "describe_read", "found_of", "read_photograph"]
+__all__ = ["describe_folder", "describe_read", "found_of", "read_photograph"]
 
 _WHOLE, _TRUNCATED = b"\0", b"\1"
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
-class Describer(Protocol):
-    """What a run needs of a model: a ``Captioner``, or an ``OnnxCaptioner``."""
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """How photographs become pixels."""
-        ...
-
-    @property
-    def precision(self) -> Any:
-        """The number type of its products."""
-        ...
-
-    def digest(self) -> str:
-        """Return the start of a hash of all that the answers depend on but the precision."""
-        ...
-
-    def check(self, options: SearchOptions) -> None:
-        """Raise ``ConfigError`` if captions cannot be searched so."""
-        ...
-
-    def check_tags(self, options: TagOptions) -> None:
-        """Raise ``ConfigError`` if tags cannot be given so."""
-        ...
-
-    def check_confidence(self, least: float) -> None:
-        """Raise ``ConfigError`` unless captions can be judged by a least confidence."""
-        ...
-
-    def encode(self, pixels: Sequence[Pixels]) -> Any:
-        """Return what the other methods take, of prepared pixels."""
-        ...
-
-    def scores_of(self, grids: Any) -> Any:
-        """Return the scores of all tags of each image, as the other methods take them."""
-        ...
-
-    def captions_of(
-        self,
-        grids: Any,
-        options: SearchOptions | None = None,
-        attention: bool = False,
-        tag_scores: Any = None,
-    ) -> list[list[Caption]]:
-        """Return the captions of each image, best first."""
-        ...
-
-    def tags_of(
-        self, grids: Any, options: TagOptions | None = None, tag_scores: Any = None
-    ) -> list[list[Tag]]:
-        """Return the tags of each image, best first."""
-        ...
-
-
 def describe_folder(
-    captioner: Describer,
+    captioner: Describer[Any],
     paths: Iterable[str | os.PathLike[str] | Found],
     *,
     options: SearchOptions | None = None,
@@ -142,7 +89,7 @@ def describe_folder(
 
 
 def describe_read(
-    captioner: Describer,
+    captioner: Describer[Any],
     images: Sequence[bytes | UnreadableError],
     options: SearchOptions | None = None,
     *,
@@ -228,7 +175,7 @@ def _truncated(image: bytes | UnreadableError) -> Record:
 
 
 def _describe(
-    captioner: Describer,
+    captioner: Describer[Any],
     pixels: Sequence[Pixels],
     options: SearchOptions | None,
     captions: bool,

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from captioner.files import Record, check_replaceable, remove_leftovers
 from captioner.folder.checks import (
@@ -19,13 +19,14 @@ from captioner.folder.checks import (
     check_sidecars,
     inode_of,
 )
-from captioner.folder.describe import Describer, describe_folder, found_of
+from captioner.folder.describe import describe_folder, found_of
 from captioner.folder.find import PassedOver
 from captioner.folder.identity import Photograph, changed, distinct, gone, named, stamp_of
 from captioner.folder.journal import Journal, JournalError, Stamp, lock_path
 from captioner.folder.outputs import CocoFile, ErrorStream, Output, output_file
 from captioner.folder.report import write_report
 from captioner.folder.sidecars import Sidecars, sidecar_path
+from captioner.generation.describer import Describer
 from captioner.generation.options import SearchOptions, TagOptions
 from captioner.photos.workers import DecodingError, Found
 
@@ -130,7 +131,7 @@ class FolderRun:
 
     def run(
         self,
-        captioner: Describer | Callable[[], Describer],
+        captioner: Describer[Any] | Callable[[], Describer[Any]],
         paths: Iterable[str | os.PathLike[str] | Found],
         options: SearchOptions | None = None,
         tag_options: TagOptions | None = None,
@@ -223,7 +224,7 @@ class FolderRun:
     @contextmanager
     def _journal(
         self,
-        captioner: Describer,
+        captioner: Describer[Any],
         options: SearchOptions | None,
         tag_options: TagOptions | None,
     ) -> Iterator[Journal | None]:
@@ -255,7 +256,7 @@ class _Work:
     def __init__(
         self,
         run: FolderRun,
-        captioner: Describer,
+        captioner: Describer[Any],
         options: SearchOptions | None,
         tag_options: TagOptions | None,
         photographs: Sequence[Photograph],

@@ -10,10 +10,11 @@ from contextlib import suppress
 from functools import partial
 from threading import Condition, Thread
 from time import monotonic
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from captioner.files import Record
-from captioner.folder.describe import Describer, describe_read
+from captioner.folder.describe import describe_read
+from captioner.generation.describer import Describer
 from captioner.generation.options import SearchOptions, TagOptions
 from captioner.photos.images import TooLargeError, UnreadableError
 from captioner.photos.workers import Found, ReadingProcesses
@@ -62,7 +63,7 @@ class Batches:
 
     def __init__(
         self,
-        captioner: Describer,
+        captioner: Describer[Any],
         *,
         batch_size: int = 32,
         workers: int = 2,

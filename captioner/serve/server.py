@@ -10,10 +10,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from ipaddress import ip_address
 from threading import current_thread, main_thread
+from typing import Any
 
 import uvicorn
 
-from captioner.folder.describe import Describer
+from captioner.generation.describer import Describer
 from captioner.serve.app import Limits, build_app
 from captioner.serve.batches import Batches
 from captioner.serve.uploads import private_folder
@@ -37,7 +38,7 @@ def is_local(listening: socket.socket) -> bool:
 
 
 def serve(
-    captioner: Describer,
+    captioner: Describer[Any],
     listening: socket.socket,
     limits: Limits,
     *,

@@ -145,7 +145,7 @@ class _EndToEnd(_TeacherForced):
 
 
 class _Alone(Stage):
-    """Some parts learn alone, on features of the best model so far, with a schedule of their own."""
+    """Some parts learn alone, on features of the best model, with a schedule of their own."""
 
     begins_from_best = True
 
