@@ -12,8 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from captioner.console import complain, shown_notices
-from captioner.flags import option_values, parse
-from captioner.generation.options import SearchOptions, TagOptions
+from captioner.flags import parse, search_options, tag_options
 from captioner.settings import ConfigError
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
     from captioner.folder import FolderRun, RunResult
     from captioner.folder.outputs import Output
+    from captioner.generation.options import SearchOptions
     from captioner.inference import Captioner
     from captioner.onnx_runtime import OnnxCaptioner
 
@@ -65,26 +65,7 @@ def _how_to_continue(args: argparse.Namespace) -> str:
 
 
 def _caption(args: argparse.Namespace) -> int:
-    return _run(args, SearchOptions(**option_values(args, SearchOptions)), args.tags)
-
-
-def _tag_options(args: argparse.Namespace) -> TagOptions:
-    values = option_values(args, TagOptions)
-    for name in ("only", "exclude"):
-        values[name] = [tag for value in values[name] for tag in _listed_tags(value)]
-    return TagOptions(**values)
-
-
-def _listed_tags(value: str) -> list[str]:
-    """Return the tags that a file names, one a line, as in a list of tags; or the value itself."""
-    if not os.path.isfile(value):
-        return [value]
-    try:
-        with open(value, encoding="utf-8-sig") as file:
-            names = [line.split("\t")[0].strip() for line in file]
-    except (OSError, UnicodeDecodeError) as error:
-        raise _UsageError(f"{value} cannot be read as a list of tags: {error}") from error
-    return [name for name in names if name and not name.startswith("#")]
+    return _run(args, search_options(args), args.tags)
 
 
 def _tag(args: argparse.Namespace) -> int:
@@ -120,7 +101,7 @@ def _run(args: argparse.Namespace, options: SearchOptions | None, tags: bool) ->
     )
     paths = _paths(args)
     try:
-        result = run.run(partial(_load, args), paths, options, _tag_options(args))
+        result = run.run(partial(_load, args), paths, options, tag_options(args))
     except RunError as error:
         raise _UsageError(str(error)) from error
     except WriteError as error:

@@ -11,9 +11,18 @@ from typing import Any, get_args, get_type_hints
 
 from captioner.console import Parser
 from captioner.generation.options import SearchOptions, TagOptions, meaning
+from captioner.settings import ConfigError
 from captioner.version import __version__
 
-__all__ = ["Command", "flag_of", "option_values", "parse"]
+__all__ = [
+    "Command",
+    "add_cluster_arguments",
+    "add_description_arguments",
+    "flag_of",
+    "parse",
+    "search_options",
+    "tag_options",
+]
 
 # The options that take words of captions; the others take tags.
 _WORDS = frozenset({"forbidden", "no_ending", "required"})
@@ -79,19 +88,7 @@ def _parser(run: Mapping[str, Command]) -> tuple[Parser, dict[str, Parser]]:
 
     captions = add("caption", "caption photographs (the command where none is named)")
     _add_run_arguments(captions)
-    captions.add_argument(
-        "--tags", action=argparse.BooleanOptionalAction, default=True, help="tags in the same pass"
-    )
-    captions.add_argument(
-        "--min-confidence",
-        type=_share,
-        default=0.0,
-        metavar="P",
-        help="leave out a caption that is less probably right than this (0 to 1); its record has "
-        "null in its place, and its tags (default: 0)",
-    )
-    _add_option_arguments(captions, "search", SearchOptions)
-    _add_option_arguments(captions, "tags", TagOptions)
+    add_description_arguments(captions)
     tags = add("tag", "tag photographs")
     _add_run_arguments(tags)
     _add_option_arguments(tags, "tags", TagOptions)
@@ -101,6 +98,23 @@ def _parser(run: Mapping[str, Command]) -> tuple[Parser, dict[str, Parser]]:
         add("serve", "show a page to drop photographs on, and answer programs", _SERVE_EPILOG)
     )
     return parser, commands
+
+
+def add_description_arguments(parser: Parser) -> None:
+    """Add the flags that say which captions and tags are written."""
+    parser.add_argument(
+        "--tags", action=argparse.BooleanOptionalAction, default=True, help="tags in the same pass"
+    )
+    parser.add_argument(
+        "--min-confidence",
+        type=_share,
+        default=0.0,
+        metavar="P",
+        help="leave out a caption that is less probably right than this (0 to 1); its record has "
+        "null in its place, and its tags (default: 0)",
+    )
+    _add_option_arguments(parser, "search", SearchOptions)
+    _add_option_arguments(parser, "tags", TagOptions)
 
 
 class _Once(argparse.Action):
@@ -164,14 +178,18 @@ def _add_run_arguments(parser: Parser) -> None:
 
 def _add_reading_arguments(parser: Parser) -> None:
     parser.add_argument(
-        "--batch-size", type=_positive, default=32, metavar="N", help="photographs a step"
-    )
-    parser.add_argument(
         "--workers",
         type=_positive,
         default=max(2, os.cpu_count() or 1),
         metavar="N",
         help="processes that read photographs",
+    )
+    _add_pace_arguments(parser)
+
+
+def _add_pace_arguments(parser: Parser) -> None:
+    parser.add_argument(
+        "--batch-size", type=_positive, default=32, metavar="N", help="photographs a step"
     )
     parser.add_argument(
         "--decode-timeout",
@@ -180,6 +198,47 @@ def _add_reading_arguments(parser: Parser) -> None:
         metavar="SECONDS",
         help="longest time to read one photograph (default: 30)",
     )
+
+
+def add_cluster_arguments(parser: Parser) -> None:
+    """Add the flags of a run on a Ray cluster."""
+    parser.add_argument(
+        "paths", nargs="+", metavar="PATH", help="photographs and folders: local, s3://, gs://, ..."
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="OUT.jsonl|OUT.parquet",
+        help="the folder of the records, local or s3://, gs://, ...; the same command continues it",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="begin anew")
+    parser.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="a Ray cluster; auto is the one of this machine, local a new one (default: what "
+        "RAY_ADDRESS says, or local)",
+    )
+    parser.add_argument(
+        "--concurrency", type=_positive, default=1, metavar="N", help="workers, a model each"
+    )
+    parser.add_argument(
+        "--num-cpus", type=_positive, default=1, metavar="N", help="of each worker (default: 1)"
+    )
+    parser.add_argument(
+        "--num-gpus", type=_amount, default=0.0, metavar="X", help="of each worker (default: 0)"
+    )
+    parser.add_argument(
+        "--shard-size",
+        type=_positive,
+        default=256,
+        metavar="N",
+        help="photographs of each file of the output; what is lost with a worker (default: 256)",
+    )
+    _add_pace_arguments(parser)
+    _add_model_arguments(parser)
+    add_description_arguments(parser)
+    parser.add_argument("--quiet", action="store_true", help="no progress and no notes")
 
 
 def _add_serve_arguments(parser: Parser) -> None:
@@ -321,6 +380,16 @@ def _share(text: str) -> float:
     return value
 
 
+def _amount(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not (0.0 <= value <= 1.0 or (value.is_integer() and value <= 16.0)):
+        raise argparse.ArgumentTypeError(f"expected a share of one, or 1 to 16, not {text!r}")
+    return value
+
+
 def _positive(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 4096):
         raise argparse.ArgumentTypeError(f"expected a whole number from 1 to 4096, not {text!r}")
@@ -339,7 +408,35 @@ def _token(text: str) -> str:
     return text
 
 
-def option_values(
+def search_options(args: argparse.Namespace) -> SearchOptions:
+    """Return the options of the search that the flags say; raises ``ConfigError``."""
+    return SearchOptions(**_option_values(args, SearchOptions))
+
+
+def tag_options(args: argparse.Namespace) -> TagOptions:
+    """Return the options of tags that the flags say; raises ``ConfigError``.
+
+    The value of a flag that takes tags may be a file with one a line.
+    """
+    values = _option_values(args, TagOptions)
+    for name in ("only", "exclude"):
+        values[name] = [tag for value in values[name] for tag in _listed_tags(value)]
+    return TagOptions(**values)
+
+
+def _listed_tags(value: str) -> list[str]:
+    """Return the tags that a file names, one a line, as in a list of tags; or the value itself."""
+    if not os.path.isfile(value):
+        return [value]
+    try:
+        with open(value, encoding="utf-8-sig") as file:
+            names = [line.split("\t")[0].strip() for line in file]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{value} cannot be read as a list of tags: {error}") from error
+    return [name for name in names if name and not name.startswith("#")]
+
+
+def _option_values(
     args: argparse.Namespace, options: type[SearchOptions] | type[TagOptions]
 ) -> dict[str, Any]:
     """Return what the flags of some options were set to, by the names of the options' fields."""

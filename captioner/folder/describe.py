@@ -6,6 +6,7 @@ import os
 from base64 import b64encode
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,13 @@ if TYPE_CHECKING:
     from captioner.generation.description import Caption
     from captioner.generation.options import SearchOptions, TagOptions
 
-__all__ = ["describe_folder", "describe_read", "found_of", "read_photograph"]
+__all__ = [
+    "describe_folder",
+    "describe_read",
+    "found_of",
+    "read_photograph",
+    "record_settings",
+]
 
 _WHOLE, _TRUNCATED = b"\0", b"\1"
 
@@ -131,6 +138,33 @@ def describe_read(
         | _truncated(image)
         for image in images
     ]
+
+
+def record_settings(
+    captioner: Describer[Any],
+    options: SearchOptions | None,
+    tag_options: TagOptions | None,
+    *,
+    captions: bool,
+    tags: bool,
+    min_confidence: float,
+) -> Record:
+    """Return what records depend on besides the photographs, by name.
+
+    A run is continued only with the same settings. The arguments are as for
+    :func:`describe_folder`.
+    """
+    from captioner.generation.options import SearchOptions, TagOptions
+
+    return {
+        "model": f"the one of SHA-256 {captioner.digest()}",
+        "precision": str(captioner.precision).removeprefix("torch."),
+        "captions": captions,
+        "tags": tags,
+        **({"min_confidence": min_confidence} if captions else {}),
+        **(asdict(options or SearchOptions()) if captions else {}),
+        **(asdict(tag_options or TagOptions()) if tags else {}),
+    }
 
 
 def found_of(

@@ -13,7 +13,7 @@ from captioner.photos.formats import HEIF_ENDINGS, HEIF_HINT, OTHER_ENDINGS, URL
 from captioner.photos.images import image_endings
 from captioner.photos.workers import Found
 
-__all__ = ["PassedOver", "find_photographs"]
+__all__ = ["PassedOver", "find_listed", "find_photographs"]
 
 # Folders that systems and programs keep for themselves: thumbnails, copies, and what was deleted.
 _SYSTEM = frozenset({
@@ -93,6 +93,34 @@ def find_photographs(
             yield Found(path, f"no such file or folder{hint}")
 
 
+def find_listed(paths: Iterable[str], passed_over: PassedOver | None = None) -> Iterator[str]:
+    """Yield the photographs among the files of a folder, as :func:`find_photographs` finds them.
+
+    The folder is one that only lists all that lies below it, as object stores do.
+
+    Args:
+        paths: the paths of files from that folder, with ``/`` between folders.
+        passed_over: counts what is passed over.
+    """
+    search = _Search([], PassedOver() if passed_over is None else passed_over)
+    folders: dict[str, bool] = {"": True}
+
+    def wanted(path: str) -> bool:
+        folder, _, name = path.rpartition("/")
+        if folder not in folders:
+            folders[folder] = wanted_folder(folder)
+        return folders[folder] and search.wants(folder, name, is_folder=False)
+
+    def wanted_folder(path: str) -> bool:
+        above, _, name = path.rpartition("/")
+        if above not in folders:
+            folders[above] = wanted_folder(above)
+        return folders[above] and search.wants(above, name, is_folder=True)
+
+    # A search sorts the names in each folder: "/" comes before all that names are made of.
+    yield from filter(wanted, sorted(paths, key=lambda path: path.replace("/", "\0")))
+
+
 class _Search:
     """The search of folders for photographs, which counts the files that it skips."""
 
@@ -145,17 +173,19 @@ class _Search:
         return iter([
             (entry.path, is_folder)
             for entry, is_folder in kept
-            if self._is_wanted(folder, entry, is_folder, top)
+            if not self.excludes(entry.name, entry.path[top:].lstrip("/"), entry.path)
+            and self.wants(folder, entry.name, is_folder)
         ])  # fmt: skip
 
-    def _is_wanted(self, folder: str, entry: os.DirEntry[str], is_folder: bool, top: int) -> bool:
-        if self.excludes(entry.name, entry.path[top:].lstrip("/"), entry.path):
+    def wants(self, folder: str, name: str, is_folder: bool) -> bool:
+        """Whether a name in a folder is that of a photograph, or of a folder to search."""
+        if name.startswith("."):
             return False
         if is_folder:
-            system = _system_name(folder, entry.name)
+            system = _system_name(folder, name)
             self._passed_over.system.update([system] if system else [])
             return not system
-        ending = os.path.splitext(entry.name)[1].lower()
+        ending = os.path.splitext(name)[1].lower()
         unread = ending in OTHER_ENDINGS and ending not in self._endings
         self._passed_over.unread.update([ending] if unread else [])
         return ending in self._endings

@@ -18,7 +18,7 @@ from zlib import crc32
 
 from captioner.files import Record, append, as_json, check_in_place, from_json, locked
 
-__all__ = ["Journal", "JournalError", "Stamp", "lock_path"]
+__all__ = ["Journal", "JournalError", "Stamp", "differences", "lock_path"]
 
 _FORMAT = "captioner journal 2"
 _MAGIC = b'{"format": "captioner journal '
@@ -64,6 +64,22 @@ def lock_path(path: str) -> str:
     """Return the file of a journal's lock: hidden, for it stays."""
     folder, name = os.path.split(path)
     return os.path.join(folder, f".{name}.lock")
+
+
+def differences(before: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """Return how the settings of a run differ from those that it was begun with, if they do."""
+    now = from_json(as_json(dict(settings)))
+    different = [
+        f"{name} was {before.get(name)}, is {now.get(name)}"
+        for name in dict.fromkeys([*before, *now])
+        if before.get(name) != now.get(name)
+    ]
+    if not different:
+        return ""
+    return (
+        f"this run was begun differently: {'; '.join(different)}; "
+        "continue it as it was, or begin anew with --overwrite"
+    )
 
 
 class Journal:
@@ -227,17 +243,8 @@ class Journal:
         return end
 
     def _check(self, before: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-        settings = from_json(as_json(dict(settings)))
-        differences = [
-            f"{name} was {before.get(name)}, is {settings.get(name)}"
-            for name in dict.fromkeys([*before, *settings])
-            if before.get(name) != settings.get(name)
-        ]
-        if differences:
-            raise JournalError(
-                f"{self.path}: this run was begun differently: {'; '.join(differences)}; "
-                "continue it as it was, or begin anew with --overwrite"
-            )
+        if different := differences(before, settings):
+            raise JournalError(f"{self.path}: {different}")
 
     def _take(self, entry: Record, offset: int) -> None:
         if "photographs" in entry:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from captioner.files import Record, check_replaceable, remove_leftovers
@@ -19,7 +19,7 @@ from captioner.folder.checks import (
     check_sidecars,
     inode_of,
 )
-from captioner.folder.describe import describe_folder, found_of
+from captioner.folder.describe import describe_folder, found_of, record_settings
 from captioner.folder.find import PassedOver
 from captioner.folder.identity import Photograph, changed, distinct, gone, named, stamp_of
 from captioner.folder.journal import Journal, JournalError, Stamp, lock_path
@@ -232,15 +232,14 @@ class FolderRun:
         if path is None:
             yield None
             return
-        settings = {
-            "model": f"the one of SHA-256 {captioner.digest()}",
-            "precision": str(captioner.precision).removeprefix("torch."),
-            "captions": self.captions,
-            "tags": self.tags,
-            **({"min_confidence": self.min_confidence} if self.captions else {}),
-            **(asdict(options or SearchOptions()) if self.captions else {}),
-            **(asdict(tag_options or TagOptions()) if self.tags else {}),
-        }
+        settings = record_settings(
+            captioner,
+            options,
+            tag_options,
+            captions=self.captions,
+            tags=self.tags,
+            min_confidence=self.min_confidence,
+        )
         try:
             with _beginning():
                 journal = Journal(path, settings, self.overwrite)
