@@ -6,6 +6,7 @@
     python scripts/benchmark.py steadiness --images Flickr8k/images --split Flickr8k/dev.txt
     python scripts/benchmark.py folder --images Flickr8k/images      # and with --megapixels 12
     python scripts/benchmark.py serve --images Flickr8k/images       # needs the extra "serve"
+    python scripts/benchmark.py cluster --images Flickr8k/images     # needs the extra "ray"
     python scripts/benchmark.py growth
     python scripts/benchmark.py training
     python scripts/benchmark.py tags --images Flickr8k/images --model runs/first/best.safetensors
@@ -32,6 +33,7 @@ from captioner.console import Parser
 from captioner.evaluation import versions
 from captioner.memory import keep_freed_memory
 from captioner.model.device import choose_device
+from measures.cluster import cluster
 from measures.encoder import encoder
 from measures.folder import folder, growth
 from measures.metrics import metrics
@@ -87,6 +89,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         kind.add_argument("--batch-size", type=int, default=32)
         kind.add_argument("--workers", type=int, default=max(2, os.cpu_count() or 1))
     kind.add_argument("--clients", type=int, default=32)
+    kind = add(cluster)
+    kind.add_argument("--images", type=Path, required=True)
+    kind.add_argument("--count", type=int, default=2000)
+    kind.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
+    kind.add_argument("--workers", type=int, default=max(2, os.cpu_count() or 1))
+    kind.add_argument("--concurrency", type=int, nargs="+", default=[1, 2], help="workers of Ray")
     add(growth).add_argument("--count", type=int, default=100_000)
     kind = add(tags)
     kind.add_argument("--images", type=Path, required=True)

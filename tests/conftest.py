@@ -49,7 +49,7 @@ COLOURS = ["red", "green", "blue", "yellow", "black", "white", "orange", "purple
 
 
 # Each of these files has a fixture that takes long to make: all of its tests go to one worker.
-TOGETHER = ("default", "report", "runs", "scripts", "training")
+TOGETHER = ("cluster", "default", "report", "runs", "scripts", "training")
 
 
 class Scheduling(LoadScopeScheduling):  # type: ignore[misc]

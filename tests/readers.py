@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 from captioner.config import Preprocessing
@@ -23,3 +25,10 @@ def read_and_measure(path: str) -> bytes:
 def read_much(path: str) -> bytes:
     """Take as many megabytes as a name says."""
     return b"%d" % len(bytes(int(path) * 1_000_000))
+
+
+def read_or_crash(preprocessing: Preprocessing, path: str) -> bytes:
+    """Read a picture, or end as a decoder that crashes, if the name says so."""
+    if "crash" in Path(path).name:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return b"%d" % preprocessing.size

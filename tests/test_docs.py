@@ -206,7 +206,10 @@ def test_reasons_are_given_and_languages_known() -> None:
 
 
 def options_of(program: Path) -> set[str]:
-    return set(re.findall(r'"(--[a-z][a-z-]*)"', program.read_text(encoding="utf-8")))
+    text = program.read_text(encoding="utf-8")
+    if "from captioner.flags import add_" in text:
+        text += (ROOT / "captioner" / "flags.py").read_text(encoding="utf-8")
+    return set(re.findall(r'"(--[a-z][a-z-]*)"', text))
 
 
 def options_of_captioner(command: str) -> set[str]:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = (
     ("__main__",),
     ("__init__", "cli"),
-    ("serve",),
+    ("cluster", "serve"),
     ("flags",),
     ("folder", "training"),
     ("evaluation", "export", "inference", "onnx_runtime"),

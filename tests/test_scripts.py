@@ -238,6 +238,20 @@ def test_benchmark_measures_the_server(tmp_path: Path) -> None:
     assert figures["of 6 photographs"] == done
 
 
+@pytest.mark.slow
+def test_benchmark_measures_workers_of_a_cluster(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for colour in COLOURS:
+        draw_picture(tmp_path / "photos" / f"{colour}.png", colour)
+    output = ["--rounds", "2", "--threads", "1", "--output", str(tmp_path / "figures.json")]
+    photographs = ["--images", str(tmp_path / "photos"), "--count", str(len(COLOURS))]
+    workers = ["cluster", *photographs, "--concurrency", "1"]
+    run("benchmark", *output, *workers, RAY_USAGE_STATS_ENABLED="0", PYTHONPATH=str(ROOT))
+    figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
+    assert figures.keys() == {"folder run", "1 workers", "1 workers / folder run"}
+    assert figures["1 workers / folder run"]["throughput"]["median"] > 0.0
+
+
 def test_tags_are_listed_learnt_alone_compared_and_timed(
     shapes: Path, best: Path, tmp_path: Path
 ) -> None:
