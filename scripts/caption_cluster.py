@@ -55,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ClusterError, WriteError) as error:
         say(f"{error}; the same command without --overwrite continues where it was")
         return 1
+    except KeyboardInterrupt:
+        say("stopped; the same command without --overwrite continues where it was")
+        return 130
     note(f"{result.skipped} done before, {result.described} described, {result.errors} errors")
     return 1 if result.errors else 0
 

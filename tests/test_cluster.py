@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -171,10 +170,14 @@ def test_a_run_whose_driver_was_killed_is_continued(
              "--max-words": SEARCH.max_words}  # fmt: skip
     command += [str(word) for pair in flags.items() for word in pair]
     with subprocess.Popen(command) as driver:
-        deadline = time.monotonic() + 120.0
-        while len(list(output.glob("part-*"))) < 3 and time.monotonic() < deadline:
-            time.sleep(0.02)
-        os.kill(driver.pid, signal.SIGKILL)
+        try:
+            deadline = time.monotonic() + 120.0
+            while len(list(output.glob("part-*"))) < 3:
+                assert driver.poll() is None, "it ended too soon"
+                assert time.monotonic() < deadline, "it takes too long"
+                time.sleep(0.02)
+        finally:
+            driver.kill()  # by SIGKILL
     before = {part.name: part.stat().st_ino for part in output.glob("part-*")}
     assert 3 <= len(before) < COUNT // SHARD
     assert not (output / "_SUCCESS").exists()
@@ -287,6 +290,9 @@ def test_what_keeps_a_run_from_beginning(
         run("none/out.jsonl")
     with pytest.raises(RunError, match="cannot be reached"):
         describe_dataset([photographs], "unknown://bucket/out.jsonl", model=checkpoint)
+    with pytest.raises(RunError, match=r"^a s3:// URI with a password") as refused:
+        describe_dataset([photographs], "s3://me:secret@bucket/out.jsonl", model=checkpoint)
+    assert "secret" not in str(refused.value)
     with pytest.raises(CheckpointError, match="no such file"):
         run(model="none.safetensors")
     with pytest.raises(ConfigError, match="'zebra'"):
@@ -460,6 +466,7 @@ def test_a_file_is_written_whole_where_a_store_shows_parts(tmp_path: Path) -> No
         place.write(b"second")
         assert place.read() == b"second"
         assert os.listdir(tmp_path) == ["a.txt"]
+    assert Plan("file:///a/out.jsonl?", settings()).place.path == "/a/out.jsonl"
     assert located("file:///a/b c%20.jpg").path == "/a/b c%20.jpg"  # nothing is decoded
 
 

@@ -43,10 +43,10 @@ class Plan:
         Raises ``RunError`` where it cannot be an output.
         """
         self._name, self._settings = os.fspath(output).rstrip("/"), dict(settings)
-        self._form = os.path.splitext(self._name)[1]
+        self.place = located(self._name)
+        self._form = os.path.splitext(self.place.path)[1]
         if self._form not in FORMS:
             raise RunError(f"output {self._name}: the name must end in {' or '.join(FORMS)}")
-        self.place = located(self._name)
         self._folder = self.place.of(_FOLDER)
         self.total = 0
 

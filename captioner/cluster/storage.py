@@ -84,6 +84,11 @@ def located(path: str | os.PathLike[str], filesystem: FileSystem | None = None) 
         return Place(LocalFileSystem(), os.path.abspath(path))
     rest, _, query = rest.partition("?")
     root, _, below = rest.partition("/")
+    if "@" in root and ":" in root.partition("@")[0]:
+        raise RunError(
+            f"a {scheme}:// URI with a password would show it in every record: have it in the "
+            "environment or the store's own configuration, or give filesystem="
+        )
     with reachable(path):
         found, base = FileSystem.from_uri(f"{scheme}://{root}/{f'?{query}' if query else ''}")
     return Place(found, f"{base.rstrip('/')}/{below}".rstrip("/"))
