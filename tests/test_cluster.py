@@ -47,7 +47,7 @@ ROOT = Path(__file__).parent.parent
 COUNT, SHARD = 160, 8
 SEARCH = SearchOptions(beam_size=4, min_words=3, max_words=12)
 
-# A node that is killed counts as lost after some three seconds, not a quarter of a minute. With less
+# A killed node counts as lost after some three seconds, not a quarter of a minute. With less
 # time a busy machine's own node would count as lost, too.
 QUICK_TO_MISS = {
     "health_check_initial_delay_ms": 0,
