@@ -360,8 +360,9 @@ def test_a_wide_vocabulary_is_searched_whole() -> None:
         scores[0, 0] = scores[0, 0].round()
         scores[0, 1, : words // 2] = -torch.inf
         for count in (1, 5, 7):
-            found = scores.gather(2, search_room._top(scores, count))
-            assert torch.equal(found, scores.topk(count).values)
+            values, places = search_room._top(scores, count)
+            assert torch.equal(values, scores.topk(count).values)
+            assert torch.equal(values, scores.gather(2, places))
 
 
 SAMPLED = SearchOptions(num_captions=50, max_words=2, sample=True)
@@ -471,8 +472,8 @@ def test_a_step_never_waits_for_the_device(sample: bool, monkeypatch: pytest.Mon
             control.search(toy, images)
         counted.append(waits.waits)
         monkeypatch.undo()
-    assert counted[0] > 12
-    assert counted[1] <= 8
+    assert counted[0] >= 7
+    assert counted[1] == 1
     monkeypatch.setattr(search_room, "_asks", lambda position, _: position % 4 == 0)
     assert control.search(toy, images) == expected
 

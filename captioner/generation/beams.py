@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import chain, zip_longest
 from typing import NamedTuple
 
@@ -20,10 +20,11 @@ __all__ = [
     "Hypothesis",
     "Layout",
     "Trace",
-    "decided",
+    "Traced",
     "extend",
     "first_beams",
-    "rank",
+    "norm",
+    "undecided",
 ]
 
 
@@ -75,31 +76,54 @@ class Beams:
     images: Tensor  # (B,): which image of the batch
     tokens: Tensor  # (B, K, L): what is written; EOS repeats once a row has finished
     totals: Tensor  # (B, K): log-probabilities; -inf where there is no hypothesis
-    lengths: Tensor  # (B, K): tokens written, EOS included
+    norms: Tensor  # (B, K): what ranks totals: of an open row with its next token, else its own
     finished: Tensor  # (B, K)
     needed: Tensor  # (B, G, n): the best ranks of finished hypotheses in each group
 
     def keep(self, stay: Tensor) -> Beams:
-        """Return the images that ``stay``, a mask ``(B,)``."""
+        """Return the images at the places ``stay``."""
         return Beams(*(getattr(self, f.name)[stay] for f in fields(self)))
 
+    def part(self, rows: slice) -> Beams:
+        """Return some rows of each image."""
+        of_rows = ("tokens", "totals", "norms", "finished")
+        return replace(self, **{name: getattr(self, name)[:, rows] for name in of_rows})
 
-@dataclass
-class Trace:
-    """The choices of every step, for backtracking from the end: all ``(B, max_words + 1, K)``."""
 
+class Traced(NamedTuple):
+    """The choices of one step: of the images still searched, and of their K rows."""
+
+    images: Tensor  # (B,)
     parents: Tensor
     tokens: Tensor
     terms: Tensor
     totals: Tensor
     ranks: Tensor  # of the hypotheses that finished at this step; -inf for all others
 
+
+class Trace(NamedTuple):
+    """The choices of every step, for backtracking from the end: all ``(B, L, K)``."""
+
+    parents: Tensor
+    tokens: Tensor
+    terms: Tensor
+    totals: Tensor
+    ranks: Tensor
+
     @classmethod
-    def empty(cls, images: int, positions: int, rows: int, device: torch.device) -> Trace:
-        """Return the trace of a search that has not begun."""
-        whole = torch.zeros((2, images, positions, rows), dtype=torch.long, device=device)
-        real = torch.full((3, images, positions, rows), -torch.inf, device=device)
-        return cls(*whole, *real)
+    def of(cls, steps: Sequence[Traced], images: int) -> Trace:
+        """Return the trace of so many images; -inf and 0 where one had left the batch."""
+        searched = torch.cat([step.images for step in steps])
+        positions = [place for place, step in enumerate(steps) for _ in range(len(step.images))]
+        there = (searched, torch.tensor(positions, device=searched.device))
+        shape = (images, len(steps), steps[0].totals.shape[1])
+
+        def whole(records: tuple[Tensor, ...]) -> Tensor:
+            absent = -torch.inf if records[0].is_floating_point() else 0
+            return records[0].new_full(shape, absent).index_put_(there, torch.cat(records))
+
+        _, *records = zip(*steps, strict=True)
+        return cls(*map(whole, records))
 
 
 def first_beams(images: int, layout: Layout, options: SearchOptions, device: torch.device) -> Beams:
@@ -113,58 +137,54 @@ def first_beams(images: int, layout: Layout, options: SearchOptions, device: tor
         images=torch.arange(images, device=device),
         tokens=torch.empty((*shape, 0), dtype=torch.long, device=device),
         totals=totals.view(shape).to(device),
-        lengths=torch.zeros(shape, dtype=torch.long, device=device),
+        norms=torch.full(shape, norm(1, options), device=device),
         finished=torch.zeros(shape, dtype=torch.bool, device=device),
         needed=torch.full(needed, -torch.inf, device=device),
     )
 
 
-def rank(totals: Tensor, lengths: Tensor, options: SearchOptions) -> Tensor:
-    """Return totals over the length penalty; ``lengths`` count EOS."""
-    real = lengths.to(totals.dtype)
-    norm = real if options.length_norm == "average" else (real + 5.0) / 6.0
-    return totals / norm**options.length_penalty
+def norm(length: int, options: SearchOptions) -> float:
+    """Return what totals are divided by to be ranked; ``length`` counts EOS."""
+    base = float(length) if options.length_norm == "average" else (length + 5.0) / 6.0
+    return float(base**options.length_penalty)
 
 
 def extend(
-    beams: Beams, choice: Choice, layout: Layout, options: SearchOptions, trace: Trace
-) -> Beams:
-    """Return the hypotheses with what was chosen for them, and trace it."""
-    parents, tokens, terms = choice
-    before = beams.finished.gather(1, parents)
-    totals = beams.totals.gather(1, parents) + terms
-    lengths = beams.lengths.gather(1, parents) + ~before
-    finished = tokens == EOS
-    ranks = rank(totals, lengths, options).masked_fill(before | ~finished, -torch.inf)
-    written = beams.tokens.gather(1, parents[:, :, None].expand_as(beams.tokens))
-    step = (beams.images, written.shape[2])
-    for record, value in zip(
-        (getattr(trace, f.name) for f in fields(trace)),
-        (parents, tokens, terms, totals, ranks),
-        strict=True,
-    ):
-        record[step] = value
+    beams: Beams, choice: Choice, rows: Tensor, layout: Layout, options: SearchOptions
+) -> tuple[Beams, Traced]:
+    """Return the hypotheses with what was chosen for them, and what there is to trace.
+
+    ``rows``, ``(B, K)``, are the parents as rows of all images.
+    """
+    before, totals, norms = (x.take(rows) for x in (beams.finished, beams.totals, beams.norms))
+    totals += choice.terms
+    finished = choice.tokens == EOS
+    ends = finished > before  # of bool: and not
+    ranks = torch.where(ends, totals / norms, -torch.inf)
     known = torch.cat([beams.needed, ranks.view(len(ranks), layout.groups, -1)], dim=2)
-    return Beams(
+    written = beams.tokens.flatten(0, 1)[rows]
+    longer = norm(written.shape[2] + 2, options)
+    extended = Beams(
         images=beams.images,
-        tokens=torch.cat([written, tokens[:, :, None]], dim=2),
+        tokens=torch.cat([written, choice.tokens[:, :, None]], dim=2),
         totals=totals,
-        lengths=lengths,
+        norms=torch.where(finished, norms, longer),
         finished=finished,
         needed=known.topk(beams.needed.shape[2]).values,
     )
+    return extended, Traced(beams.images, *choice, totals, ranks)
 
 
-def decided(beams: Beams, layout: Layout, options: SearchOptions) -> Tensor:
-    """Whether no unfinished hypothesis of an image can still enter its result, ``(B,)``."""
+def undecided(beams: Beams, layout: Layout, options: SearchOptions) -> Tensor:
+    """Whether an unfinished hypothesis of an image can still enter its result, ``(B,)``."""
     open_totals = beams.totals.masked_fill(beams.finished, -torch.inf)
+    best = open_totals.view(len(open_totals), layout.groups, -1).amax(dim=2)
     if options.sample:
-        return open_totals.amax(dim=1) == -torch.inf
+        return best[:, 0] > -torch.inf
     # A total only falls, and no hypothesis grows longer than this.
-    longest = torch.full_like(beams.lengths, options.max_words + 1)
-    hope = rank(open_totals, longest, options).view(len(longest), layout.groups, -1).amax(dim=2)
-    decided: Tensor = (beams.needed[:, :, -1] >= hope).all(dim=1)
-    return decided
+    hope = best / norm(options.max_words + 1, options)
+    undecided: Tensor = (hope > beams.needed[:, :, -1]).any(dim=1)
+    return undecided
 
 
 class Collector:
@@ -174,9 +194,8 @@ class Collector:
         self, trace: Trace, layout: Layout, options: SearchOptions, required: Sequence[int]
     ) -> None:
         self._layout, self._options, self._required = layout, options, set(required)
-        self._totals, self._ranks = trace.totals.cpu(), trace.ranks.cpu()
-        self._parents, self._tokens, self._terms = (
-            record.tolist() for record in (trace.parents, trace.tokens, trace.terms)
+        self._parents, self._tokens, self._terms, self._totals, self._ranks = (
+            record.tolist() for record in trace
         )
 
     def collect(self) -> list[list[Hypothesis]]:
@@ -204,22 +223,30 @@ class Collector:
 
     def _ended(self, image: int, rows: range) -> list[tuple[float, Hypothesis]]:
         """Return the best finished hypotheses of some rows, and their ranks."""
-        ranks = self._ranks[image, :, rows.start : rows.stop]
-        ends = (ranks > -torch.inf).nonzero().tolist()
-        ends.sort(key=lambda end: -float(ranks[end[0], end[1]]))
+        ends = [
+            (rank, position, row)
+            for position, ranks in enumerate(self._ranks[image])
+            for row, rank in zip(rows, ranks[rows.start : rows.stop], strict=True)
+            if rank > -torch.inf
+        ]
+        ends.sort(key=lambda end: -end[0])
         return [
-            (float(ranks[position, row]), self._hypothesis(image, position, rows[row], True))
-            for position, row in ends[: min(self._options.num_captions, self._layout.beams)]
+            (rank, self._hypothesis(image, position, row, True))
+            for rank, position, row in ends[: min(self._options.num_captions, self._layout.beams)]
         ]
 
     def _unfinished(self, image: int, rows: range) -> Hypothesis:
         """Return the best of the hypotheses that came furthest."""
-        alive = self._totals[image, :, rows.start : rows.stop] > -torch.inf
-        furthest = alive.any(dim=1).nonzero().flatten().tolist()[-1:]
+        alive = [
+            (position, row)
+            for position, totals in enumerate(self._totals[image])
+            for row in rows
+            if totals[row] > -torch.inf
+        ]
         found = [
-            self._hypothesis(image, position, rows[row], False)
-            for position in furthest
-            for row in alive[position].nonzero().flatten().tolist()
+            self._hypothesis(image, position, row, False)
+            for position, row in alive
+            if position == alive[-1][0]
         ]
         nothing = Hypothesis((), 0.0, (), False)
         return max(
@@ -229,7 +256,7 @@ class Collector:
         )
 
     def _hypothesis(self, image: int, position: int, row: int, finished: bool) -> Hypothesis:
-        total = float(self._totals[image, position, row])
+        total = self._totals[image][position][row]
         tokens: list[int] = []
         terms: list[float] = []
         for place in range(position, -1, -1):

@@ -58,9 +58,8 @@ class NoRepeat:
         runs = tokens.unfold(1, n, 1)
         tail = tokens[:, None, tokens.shape[1] - n + 1 :]
         again = (runs[:, :, :-1] == tail).all(dim=-1)
-        bound = torch.full_like(again, torch.inf, dtype=log_probs.dtype)
-        bound = bound.masked_fill(again, -torch.inf)
-        return log_probs.scatter_reduce(1, runs[:, :, -1], bound, "amin")
+        # Added, since several runs may end on one token.
+        return log_probs.scatter_add_(1, runs[:, :, -1], torch.where(again, -torch.inf, 0.0))
 
 
 class NoEnding:

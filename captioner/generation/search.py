@@ -16,10 +16,10 @@ from captioner.generation.beams import (
     Hypothesis,
     Layout,
     Trace,
-    decided,
+    Traced,
     extend,
     first_beams,
-    rank,
+    undecided,
 )
 from captioner.generation.options import SearchOptions
 from captioner.generation.rules import TokenRule, number_rules
@@ -31,6 +31,8 @@ S = TypeVar("S", bound="State")
 # Off the CPU, asking whether images are decided makes the host wait for the device.
 _STEPS_BETWEEN_QUESTIONS = 4
 _BLOCK = 128
+# Of so few scores the highest are found sooner without a look at blocks.
+_FEW = 20_000
 
 
 class State(Protocol):
@@ -90,33 +92,35 @@ def search(
     wanted = torch.tensor(list(required), dtype=torch.long, device=first.device)
     rules = [*rules, *number_rules(options)]
     beams = first_beams(len(first), layout, options, first.device)
-    trace = Trace.empty(len(first), options.max_words + 1, layout.rows, first.device)
     noise = _noise(first, options, noise)
-    state = state.select(_offsets(len(first), 1, first.device).expand(-1, layout.rows))
+    images = torch.arange(len(first), device=first.device)[:, None]
+    state, starts = state.select(images.expand(-1, layout.rows)), images * layout.rows
     last = first[:, None].expand(-1, layout.rows)
+    steps: list[Traced] = []
     for position in range(options.max_words + 1):
         log_probs, state = step(last.flatten(), state)
+        written = beams.tokens.flatten(0, 1)
         for rule in rules:
-            log_probs = rule(beams.tokens.flatten(0, 1), log_probs)
+            log_probs = rule(written, log_probs)
         if position == options.max_words:
             log_probs = _only_eos(log_probs)
         if noise is None:
             choice = _choose(beams, log_probs, layout, options, wanted)
         else:
             choice = _draw(beams, log_probs, noise[:, position], options)
-        beams = extend(beams, choice, layout, options, trace)
-        rows = choice.parents + _offsets(len(choice.parents), layout.rows, first.device)
+        rows = choice.parents + starts
+        beams, traced = extend(beams, choice, rows, layout, options)
+        steps.append(traced)
+        last = choice.tokens
         if _asks(position, first.device):
-            stay = ~decided(beams, layout, options)
-            if not stay.any():
+            stay = undecided(beams, layout, options).nonzero()[:, 0]
+            if not len(stay):
                 break
-            beams, rows = beams.keep(stay), rows[stay]
-        state, last = state.select(rows), beams.tokens[:, :, -1]
-    return Collector(trace, layout, options, required).collect()
-
-
-def _offsets(images: int, rows: int, device: torch.device) -> Tensor:
-    return torch.arange(images, device=device)[:, None] * rows
+            if len(stay) < len(rows):
+                beams, rows, last = beams.keep(stay), rows[stay], last[stay]
+                starts = starts[: len(stay)]
+        state = state.select(rows)
+    return Collector(Trace.of(steps, len(first)), layout, options, required).collect()
 
 
 def _noise(first: Tensor, options: SearchOptions, given: Tensor | None) -> Tensor | None:
@@ -143,29 +147,42 @@ def _choose(
     beams: Beams, log_probs: Tensor, layout: Layout, options: SearchOptions, wanted: Tensor
 ) -> Choice:
     """Return the best continuations in each bank of each group."""
-    rows = layout.banks * layout.beams
-    by_group = log_probs.view(-1, layout.groups, rows, log_probs.shape[-1]).unbind(dim=1)
-    said: Tensor | None = None
+    by_row = log_probs.view(*beams.totals.shape, -1)
+    if layout.groups == 1:
+        return _choose_in_group(beams, by_row, None, layout, wanted)[0]
+    size = layout.rows // layout.groups
+    said = torch.zeros_like(by_row[:, 0])
     choices: list[Choice] = []
-    for group, own in enumerate(by_group):
-        here = slice(group * rows, (group + 1) * rows)
-        written, finished = beams.tokens[:, here], beams.finished[:, here]
-        found = _candidates(own, written, finished, said, layout, wanted)
-        lengths = beams.lengths[:, here] + ~finished
-        totals = beams.totals[:, here, None] + found.scores
-        ranks = rank(totals, lengths[:, :, None], options)
-        kept, best = _best_of_banks(ranks, found.banks, layout)
-        tokens, terms = (x.flatten(1).gather(1, best) for x in (found.tokens, found.terms))
+    for start in range(0, layout.rows, size):
+        here = slice(start, start + size)
+        group = beams.part(here)
+        choice, kept = _choose_in_group(group, by_row[:, here], said, layout, wanted)
+        goes_on = ~group.finished.gather(1, choice.parents) & (kept > -torch.inf)
+        said = said.scatter_add(1, choice.tokens, options.diversity * goes_on)
+        choices.append(choice._replace(parents=choice.parents + start))
+    return Choice(*(torch.cat(parts, dim=1) for parts in zip(*choices, strict=True)))
+
+
+def _choose_in_group(
+    beams: Beams, log_probs: Tensor, cost: Tensor | None, layout: Layout, wanted: Tensor
+) -> tuple[Choice, Tensor]:
+    """Return the best continuations in each bank, and their ranks.
+
+    Args:
+        beams: The K rows of a group.
+        log_probs: ``(B, K, V)``.
+        cost: What each token costs because earlier groups say it, ``(B, V)``.
+        layout: The rows of an image.
+        wanted: The ids that every hypothesis has.
+    """
+    found = _candidates(log_probs, beams, cost, layout, wanted)
+    ranks = (beams.totals[:, :, None] + found.scores) / beams.norms[:, :, None]
+    kept, best = _best_of_banks(ranks, found.banks, layout)
+    tokens, terms = (x.flatten(1).gather(1, best) for x in (found.tokens, found.terms))
+    if found.banks is not None:
         # A bank that is not full is filled up with what belongs to others.
         terms = terms.masked_fill(kept == -torch.inf, -torch.inf)
-        parents = best // found.tokens.shape[-1]
-        choice = Choice(parents + here.start, tokens, terms)
-        choices.append(choice)
-        if layout.groups > 1:
-            cost = options.diversity * (~finished.gather(1, parents) & (kept > -torch.inf))
-            said = torch.zeros_like(own[:, 0]) if said is None else said
-            said = said.scatter_add(1, choice.tokens, cost.to(said.dtype))
-    return Choice(*(torch.cat(parts, dim=1) for parts in zip(*choices, strict=True)))
+    return Choice(best // found.tokens.shape[-1], tokens, terms), kept
 
 
 class _Candidates(NamedTuple):
@@ -178,35 +195,33 @@ class _Candidates(NamedTuple):
 
 
 def _candidates(
-    log_probs: Tensor,
-    written: Tensor,
-    finished: Tensor,
-    cost: Tensor | None,
-    layout: Layout,
-    wanted: Tensor,
+    log_probs: Tensor, beams: Beams, cost: Tensor | None, layout: Layout, wanted: Tensor
 ) -> _Candidates:
+    """Return the candidates of a group; the arguments are those of ``_choose_in_group``."""
     banks = asked = None
     if len(wanted):
-        met = (written[..., None] == wanted).any(dim=2)
+        met = (beams.tokens[..., None] == wanted).any(dim=2)
         log_probs[:, :, EOS].masked_fill_(~met.all(dim=-1), -torch.inf)
         asked = log_probs[:, :, wanted]
         log_probs[:, :, wanted] = -torch.inf  # they are candidates anyway
-    scores = log_probs if cost is None else log_probs - cost[:, None]
-    tokens = _top(scores, layout.beams)
-    terms = log_probs.gather(2, tokens)
+    if cost is None:
+        terms, tokens = _top(log_probs, layout.beams)
+    else:
+        tokens = _top(log_probs - cost[:, None], layout.beams)[1]
+        terms = log_probs.gather(2, tokens)
     if asked is not None:
         count = met.sum(dim=-1, keepdim=True)
         banks = torch.cat([count.expand_as(tokens), count + ~met], dim=2)
         tokens = torch.cat([tokens, wanted.expand_as(asked)], dim=2)
         terms = torch.cat([terms, asked], dim=2)
-    idle = torch.full_like(terms[0, 0], -torch.inf)
-    idle[0] = 0.0
-    tokens = tokens.masked_fill(finished[:, :, None], EOS)
-    terms = torch.where(finished[:, :, None], idle, terms)
+    # A finished row goes on as it is, and once.
+    finished = beams.finished[:, :, None]
+    tokens.masked_fill_(finished, EOS)
+    terms.masked_fill_(finished, -torch.inf)[:, :, 0].masked_fill_(beams.finished, 0.0)
     if cost is None:
         return _Candidates(tokens, terms, terms, banks)
     costs = cost.gather(1, tokens.flatten(1)).view_as(tokens)
-    return _Candidates(tokens, terms, terms - costs.masked_fill(finished[:, :, None], 0.0), banks)
+    return _Candidates(tokens, terms, terms - costs.masked_fill(finished, 0.0), banks)
 
 
 def _best_of_banks(ranks: Tensor, banks: Tensor | None, layout: Layout) -> tuple[Tensor, Tensor]:
@@ -223,12 +238,13 @@ def _keep(ranks: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return values, places
 
 
-def _top(scores: Tensor, count: int) -> Tensor:
-    """Return the places of the ``count`` highest scores of each row, ``(B, K, V)``."""
+def _top(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the ``count`` highest scores of each row of ``(B, K, V)``, and their places."""
     count = min(count, scores.shape[-1])
     blocks = scores.shape[-1] // _BLOCK
-    if blocks <= 2 * count:
-        return scores.topk(count).indices
+    if blocks <= 2 * count or scores.numel() < _FEW:
+        values, places = scores.topk(count)
+        return values, places
     # The highest scores lie in the blocks with the highest maxima: one quick look at all scores.
     whole = scores[:, :, : blocks * _BLOCK].view(*scores.shape[:2], blocks, _BLOCK)
     best = whole.amax(dim=-1).topk(count).indices
@@ -236,7 +252,8 @@ def _top(scores: Tensor, count: int) -> Tensor:
     places = (best[..., None] * _BLOCK + inside).flatten(2)
     rest = torch.arange(blocks * _BLOCK, scores.shape[-1], device=scores.device)
     places = torch.cat([places, rest.expand(*places.shape[:2], -1)], dim=2)
-    return places.gather(2, scores.gather(2, places).topk(count).indices)
+    values, chosen = scores.gather(2, places).topk(count)
+    return values, places.gather(2, chosen)
 
 
 def _draw(beams: Beams, log_probs: Tensor, noise: Tensor, options: SearchOptions) -> Choice:

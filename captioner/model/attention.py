@@ -51,7 +51,9 @@ class Attention(nn.Module):
         computed once an image.
         """
         queries = _squared_exponential(query).view(len(keys), -1, keys.shape[2])
-        energy = _Energy.apply(keys, queries, self.energy.weight[0].to(keys.dtype))
+        # Without gradients autograd's own call would take longer than the sums.
+        energies = _Energy.apply if torch.is_grad_enabled() else _energies
+        energy: Tensor = energies(keys, queries, self.energy.weight[0].to(keys.dtype))
         return torch.softmax(energy, dim=-1)
 
 
@@ -73,10 +75,7 @@ class _Energy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, keys: Tensor, queries: Tensor, energy: Tensor) -> Tensor:
         ctx.save_for_backward(keys, queries, energy)
-        factor = -2.0 * energy
-        # In autocast the product would be rounded to bfloat16, which is too coarse for a softmax.
-        with torch.autocast(keys.device.type, enabled=False):
-            return torch.cat([_share(k, q) @ factor for k, q in _chunks(keys, queries)])
+        return _energies(keys, queries, energy)
 
     @staticmethod
     @once_differentiable
@@ -94,11 +93,18 @@ class _Energy(torch.autograd.Function):
         )
 
 
+def _energies(keys: Tensor, queries: Tensor, energy: Tensor) -> Tensor:
+    factor = -2.0 * energy
+    # In autocast the product would be rounded to bfloat16, which is too coarse for a softmax.
+    with torch.autocast(keys.device.type, enabled=False):
+        return torch.cat([_share(k, q) @ factor for k, q in _chunks(keys, queries)])
+
+
 def _chunks(keys: Tensor, queries: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Split tensors by images: few enough for the cache on a CPU, all at once elsewhere."""
     images = len(keys)
     if keys.device.type == "cpu":
-        images = max(1, _CACHED // (queries.shape[1] * keys[0].numel()))
+        images = max(1, _CACHED // (queries.shape[1] * keys.shape[1:].numel()))
     return zip(*(torch.split(x, images) for x in (keys, queries, *others)), strict=True)
 
 

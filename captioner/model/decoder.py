@@ -38,7 +38,8 @@ class DecoderState(NamedTuple):
             images = rows[:, 0] // (len(self.hidden) // len(grid))
             grid, keys = grid[images], keys[images]
         flat = rows.flatten()
-        return DecoderState(grid, keys, self.hidden[flat], self.cell[flat])
+        hidden, cell = (x.index_select(0, flat) for x in (self.hidden, self.cell))
+        return DecoderState(grid, keys, hidden, cell)
 
 
 _CELLS = {"lstm": nn.LSTMCell, "gru": nn.GRUCell, "rnn": nn.RNNCell}
@@ -216,7 +217,7 @@ class Decoder(nn.Module):
             index, rows = layout
             query = query.new_zeros(len(keys) * rows, query.shape[1]).index_copy(0, index, query)
         weights = self.attention(query, keys)
-        context = (weights.to(grid.dtype) @ grid).flatten(0, 1)
+        context = torch.bmm(weights.to(grid.dtype), grid).flatten(0, 1)
         weights = weights.flatten(0, 1)
         if layout is not None:
             context, weights = (x.index_select(0, index) for x in (context, weights))
@@ -232,7 +233,9 @@ class Dropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x, of any shape, with a share p of its numbers set to 0 while training."""
-        if not self.training or not self.p or x.is_cuda:
+        if not self.training or not self.p:
+            return x
+        if x.is_cuda:
             return super().forward(x)
         # Drawn in float32 whatever x has: bfloat16 has only 256 numbers between 0.5 and 1.
         scale = torch.rand(x.shape, device=x.device).ge_(self.p).div_(1.0 - self.p)
