@@ -68,7 +68,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         return kind
 
     add(metrics).add_argument("--images", type=int, default=5000)
-    add(encoder).add_argument("--sizes", type=int, nargs="*", default=[1, 4, 32])
+    kind = add(encoder)
+    kind.add_argument("--sizes", type=int, nargs="*", default=[1, 4, 32])
+    kind.add_argument("--library", action="store_true", help="do not keep freed memory")
     kind = add(search)
     kind.add_argument("--batch", type=int, default=32, help="images searched at once")
     kind.add_argument("--beam-size", type=int, default=5)
@@ -111,7 +113,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    keep_freed_memory()
+    if not getattr(args, "library", False):
+        keep_freed_memory()
     torch.set_num_threads(args.threads)
     report: Figures = {"machine": machine(choose_device(args.device)), "versions": versions()}
     print(report["machine"])

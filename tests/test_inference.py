@@ -153,6 +153,24 @@ def test_neighbours_change_nothing(tiny: Checkpoint) -> None:
             assert ours.log_prob == pytest.approx(theirs.log_prob, abs=1e-3)
 
 
+def test_a_batch_is_encoded_in_parts(tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    captioner = Captioner(tiny)
+    pixels = [captioner.pixels(picture) for picture in pictures(7)]
+    size, sizes = pixels[0][0].size, []
+    (encoder,) = captioner._encoders
+    encoder.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    found = {}
+    for kept, at_once in ((True, size), (False, 3 * size), (False, size - 1)):
+        monkeypatch.setattr("captioner.inference.freed_memory_is_kept", lambda kept=kept: kept)
+        monkeypatch.setattr("captioner.inference._PIXELS_AT_ONCE", at_once)
+        sizes.clear()
+        (grid,) = captioner.encode(pixels)
+        found[tuple(sizes)] = grid
+    assert list(found) == [(7,), (3, 3, 1), (1,) * 7]
+    whole, *others = found.values()
+    assert all(torch.allclose(whole, grid, atol=1e-5) for grid in others)
+
+
 def test_options_reach_the_search(tiny: Checkpoint) -> None:
     options = captioner.SearchOptions(beam_size=4, num_captions=3, max_words=2)
     for description in Captioner(tiny).describe(pictures(2), options):

@@ -143,6 +143,62 @@ def peer(case: Case) -> tuple[Callable[[], None], int]:
     return run, sum(len(inspect.getsource(part).splitlines()) for part in (Cache, Peer))
 
 
+def plain_loops(case: Case) -> dict[str, Callable[[], None]]:
+    """Return plain loops around the same step for one photograph, as peers have them; no rules.
+
+    The manner of "tutorial" is that of sgrvinod's a-PyTorch-Tutorial-to-Image-Captioning: the best
+    of all words of all rows go on, and each row is asked whether it has ended. The manner of
+    "toolkit", for greedy search only, is that of ruotianluo's ImageCaptioning.pytorch: words and
+    scores are written into tensors, and all rows are asked at once.
+    """
+    decoder, (_, beam_size, vocabulary, steps, *_) = case.decoder, case.sizes
+
+    def scores_after(tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        logits, _, state = decoder.step(tokens, state)
+        log_probs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+        log_probs[:, EOS] = -torch.inf  # all steps are forced
+        return log_probs, state
+
+    @torch.inference_mode()
+    def tutorial() -> None:
+        rows = torch.zeros((1, beam_size), dtype=torch.long, device=case.grid.device)
+        state, tokens = decoder.start(case.grid).select(rows), rows[0] + BOS
+        written, totals = tokens[:, None], torch.zeros_like(tokens, dtype=torch.float32)
+        for position in range(steps):
+            log_probs, state = scores_after(tokens, state)
+            scores = (totals[:, None] + log_probs)[: None if position else 1]
+            totals, places = scores.flatten().topk(beam_size)
+            parents, tokens = places // vocabulary, places % vocabulary
+            written = torch.cat([written[parents], tokens[:, None]], dim=1)
+            going_on = [row for row, token in enumerate(tokens) if token != EOS]
+            totals, tokens, written = totals[going_on], tokens[going_on], written[going_on]
+            state = state.select(parents[going_on][None])
+        case.wait()
+
+    @torch.inference_mode()
+    def toolkit() -> None:
+        state, tokens = decoder.start(case.grid), torch.full((1,), BOS, device=case.grid.device)
+        written = torch.zeros((1, steps), dtype=torch.long, device=tokens.device)
+        terms, going_on = torch.zeros_like(written, dtype=torch.float32), tokens == BOS
+        for position in range(steps):
+            log_probs, state = scores_after(tokens, state)
+            terms[:, position], tokens = log_probs.max(dim=1)
+            written[:, position], going_on = tokens, going_on & (tokens != EOS)
+            if not going_on.any():
+                break
+        case.wait()
+
+    return {"tutorial": tutorial} | ({"toolkit": toolkit} if beam_size == 1 else {})
+
+
+def alone(case: Case, rounds: int) -> Figures:
+    """Return the search of one photograph over its matrix products, and over plain loops."""
+    taken = in_turn({"search": case.search, "floor": case.floor(), **plain_loops(case)}, rounds)
+    ours = taken.pop("search")
+    shown: Figures = {"search_ms": spread([1e3 * s for s in ours])}
+    return shown | {f"search / {name}": ratio(ours, theirs) for name, theirs in taken.items()}
+
+
 def against_floor(case: Case, rounds: int) -> Figures:
     taken = in_turn({"search": case.search, "floor": case.floor()}, rounds)
     return {
@@ -185,6 +241,18 @@ def memory(case: Case) -> Figures:
     step = 4 * sizes.images * sizes.beam_size * sizes.vocabulary
     made = {"largest_tensor": largest.bytes, "one_step": step, "all_steps": step * sizes.steps}
     return {f"{name}_mb": round(count / 1e6, 1) for name, count in made.items()}
+
+
+def doubled(case: Case, name: str, rounds: int) -> Figures:
+    """Return the time, and the largest tensor, of twice the images, beams, words or steps."""
+    twice = case.sizes._replace(**{name: 2 * getattr(case.sizes, name)})
+    larger = Case(twice, case.grid.device, case.grid.dtype)
+    taken = in_turn({"once": case.search, "twice": larger.search}, rounds)
+    largest = [memory(each)["largest_tensor_mb"] for each in (larger, case)]
+    return {
+        "time": ratio(taken["twice"], taken["once"]),
+        "largest tensor": round(largest[0] / largest[1], 2),
+    }
 
 
 def early_exit(images: Path, split: Path, precision: str, device: torch.device) -> Figures:
@@ -283,8 +351,13 @@ def search(args: argparse.Namespace) -> Named:
         for other in (sizes, small):
             shape = f"beam {other.beam_size}, vocabulary {other.vocabulary}"
             yield f"{name}, {shape}", against_floor(Case(other, device, precision), rounds)
+        for beam_size in (1, 3):
+            one = Case(sizes._replace(images=1, beam_size=beam_size), device, precision)
+            yield f"{name}, one photograph, beam {beam_size}", alone(one, rounds)
         case = Case(sizes, device, precision)
         yield f"{name}, batch", batch_growth(case, rounds)
+        for each in ("images", "beam_size", "vocabulary", "steps"):
+            yield f"{name}, twice the {each}", doubled(case, each, rounds)
         yield f"{name}, memory", memory(case)
         for beam_size in args.peer_beams if find_spec("transformers") else ():
             case = Case(sizes._replace(beam_size=beam_size), device, precision)
