@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 from captioner.settings import ConfigError, Ranged, from_dict, ranged
 
 __all__ = [
+    "PRECISIONS",
     "Config",
     "DataConfig",
     "DataSource",
@@ -26,6 +27,9 @@ __all__ = [
     "TrainingConfig",
     "from_stored",
 ]
+
+PRECISIONS = ("auto", "float32", "bfloat16", "int8")
+"""The precisions that a finished model can be used in; it is trained in the first three."""
 
 
 def _moved(*keys: str) -> dict[str, str]:

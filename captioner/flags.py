@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields
 from typing import Any, get_args, get_type_hints
 
+from captioner.config import PRECISIONS
 from captioner.console import Parser
 from captioner.generation.options import SearchOptions, TagOptions, meaning
 from captioner.settings import ConfigError
@@ -144,8 +145,8 @@ def _add_model_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--precision",
         default="auto",
-        choices=("auto", "float32", "bfloat16"),
-        help="auto is bfloat16 where the processor gains from it",
+        choices=PRECISIONS,
+        help="auto is bfloat16 or else int8 where the processor has instructions for it",
     )
 
 

@@ -26,10 +26,11 @@ from captioner.generation.tags import Tagger
 from captioner.memory import freed_memory_is_kept
 from captioner.model.checkpoint import Checkpoint, default_path, load_checkpoint
 from captioner.model.device import choose_device, choose_precision, own_settings
+from captioner.model.encoder import Encoder
 from captioner.photos.given import Pixels, batches, pixels_of
 from captioner.settings import ConfigError
 
-__all__ = ["Captioner", "ImageLike"]
+__all__ = ["Captioner", "ImageLike", "calibrate"]
 
 # Four photographs of 224 x 224. What glibc is given back it keeps only up to 32 MB, and a larger
 # tensor is mapped anew, page by page: with 32 photographs at once the encoder takes 1.4 times as
@@ -62,17 +63,21 @@ class Captioner(Describer[ImageLike]):
     ) -> None:
         """Put loaded checkpoints to use; :meth:`load` is the usual way in.
 
-        Raises ``ConfigError`` for an ensemble whose members do not fit each other.
+        ``precision`` is that of the products: ``torch.int8`` for the encoder's convolutions in 8
+        bits. Raises ``ConfigError`` for an ensemble whose members do not fit each other, and for
+        int8 with a checkpoint that was not calibrated for it.
         """
         self.checkpoints = [checkpoint] if isinstance(checkpoint, Checkpoint) else list(checkpoint)
         _check_ensemble(self.checkpoints)
         self.device = device or torch.device("cpu")
         self.precision = precision
         self._process = os.getpid()
+        # In int8 all but the encoder's convolutions is computed in float32.
+        rounded = torch.float32 if precision == torch.int8 else precision
         # Before the weights are rounded to the precision. What the file holds stays in the model.
-        folded = [c.model.encoder.folded() for c in self.checkpoints]
-        self._encoders = [encoder.to(self.device, precision) for encoder in folded]
-        self._models = [c.model.to(self.device, precision).eval() for c in self.checkpoints]
+        ready = [_for_inference(checkpoint, precision) for checkpoint in self.checkpoints]
+        self.encoders = [encoder.to(self.device, rounded) for encoder in ready]
+        self._models = [c.model.to(self.device, rounded).eval() for c in self.checkpoints]
         self._tagger = Tagger(self.checkpoints)
 
     def __repr__(self) -> str:
@@ -107,11 +112,12 @@ class Captioner(Describer[ImageLike]):
         cannot be had and for members that do not fit each other.
         """
         chosen = choose_device(device)
-        number_type = choose_precision(precision, chosen)
         if path is None:
             path = default_path()
         paths = [path] if isinstance(path, str | os.PathLike) else path
-        return cls([load_checkpoint(Path(file)) for file in paths], chosen, number_type)
+        checkpoints = [load_checkpoint(Path(file)) for file in paths]
+        calibrated = all(checkpoint.ranges is not None for checkpoint in checkpoints)
+        return cls(checkpoints, chosen, choose_precision(precision, chosen, calibrated))
 
     @property
     def tag_names(self) -> tuple[str, ...]:
@@ -155,7 +161,16 @@ class Captioner(Describer[ImageLike]):
             scoring = checkpoint.scoring and asdict(checkpoint.scoring)
             sure = checkpoint.confidence and checkpoint.confidence.weights
             shares = checkpoint.tags.frequencies
-            head = [asdict(checkpoint.config), scale, scoring, sure, words, tags, shares]
+            head: list[object] = [
+                asdict(checkpoint.config),
+                scale,
+                scoring,
+                sure,
+                words,
+                tags,
+                shares,
+            ]
+            head += [] if checkpoint.ranges is None else [checkpoint.ranges]
             digest.update(as_json(head))
             for name, tensor in sorted(checkpoint.model.state_dict().items()):
                 digest.update(f"{name} {tuple(tensor.shape)}".encode())
@@ -183,7 +198,7 @@ class Captioner(Describer[ImageLike]):
         batch = torch.from_numpy(np.stack(pixels)).to(self.device)
         grids = tuple(
             model.project(torch.cat([encoder(part) for part in self._parts(batch)]))
-            for model, encoder in zip(self._models, self._encoders, strict=True)
+            for model, encoder in zip(self._models, self.encoders, strict=True)
         )
         if not all(bool(grid.isfinite().all()) for grid in grids):
             raise NotFiniteError
@@ -271,6 +286,31 @@ class Captioner(Describer[ImageLike]):
         if isinstance(images, Tensor) and images.ndim == 4:
             images = list(images)
         return map(self.encode, batches(images, self.pixels, Tensor))
+
+
+def _for_inference(checkpoint: Checkpoint, precision: torch.dtype) -> Encoder:
+    """Return a checkpoint's encoder as it is quickest: folded and, if it is asked for, in int8."""
+    encoder = checkpoint.model.encoder
+    if precision != torch.int8:
+        return encoder.folded()
+    if checkpoint.ranges is None:
+        raise ConfigError("the checkpoint was not calibrated for int8 (export.py --calibration)")
+    return encoder.in_int8(checkpoint.ranges)
+
+
+@own_settings()
+def calibrate(checkpoint: Checkpoint, images: Iterable[ImageLike]) -> None:
+    """Give a checkpoint the ranges of activations that int8 takes, from a few hundred images.
+
+    Raises ``ConfigError`` for another encoder than an EfficientNet-Lite, or without an image, and
+    ``ImageError`` for an image that cannot be read.
+    """
+    preprocessing, encoder = checkpoint.config.preprocessing, checkpoint.model.encoder
+    read = batches(images, lambda image: pixels_of(_plain(image), preprocessing), Tensor)
+    prepared = [torch.from_numpy(np.stack(batch)) for batch in read]
+    if not prepared:
+        raise ConfigError("a calibration takes a photograph, or better a few hundred")
+    checkpoint.ranges = encoder.observed(prepared)
 
 
 def _check_ensemble(checkpoints: Sequence[Checkpoint]) -> None:

@@ -29,6 +29,7 @@ from pathlib import Path
 
 import torch
 
+from captioner.config import PRECISIONS
 from captioner.console import Parser
 from captioner.evaluation import versions
 from captioner.memory import keep_freed_memory
@@ -87,14 +88,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         kind.add_argument("--images", type=Path, required=True)
         kind.add_argument("--count", type=int, default=1000)
         kind.add_argument("--megapixels", type=float, help="enlarge the photographs first")
-        kind.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
+        kind.add_argument("--precision", default="auto", choices=PRECISIONS)
         kind.add_argument("--batch-size", type=int, default=32)
         kind.add_argument("--workers", type=int, default=max(2, os.cpu_count() or 1))
     kind.add_argument("--clients", type=int, default=32)
     kind = add(cluster)
     kind.add_argument("--images", type=Path, required=True)
     kind.add_argument("--count", type=int, default=2000)
-    kind.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
+    kind.add_argument("--precision", default="auto", choices=PRECISIONS)
     kind.add_argument("--workers", type=int, default=max(2, os.cpu_count() or 1))
     kind.add_argument("--concurrency", type=int, nargs="+", default=[1, 2], help="workers of Ray")
     add(growth).add_argument("--count", type=int, default=100_000)

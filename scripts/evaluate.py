@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from captioner.config import PRECISIONS
 from captioner.console import Parser, complain, shown
 from captioner.data import readers
 from captioner.data.example import DataError
@@ -63,7 +64,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--beam-size", type=int, default=SearchOptions.beam_size)
     add("--length-penalty", type=float, default=SearchOptions.length_penalty)
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
-    add("--precision", default="float32", choices=("auto", "float32", "bfloat16"))
+    add("--precision", default="float32", choices=PRECISIONS)
     add("--workers", type=int, default=2)
     args = parser.parse_args(argv)
     args.written = args.what.lower().endswith(ENDINGS)
@@ -82,7 +83,10 @@ def caption(args: argparse.Namespace, report: dict[str, Any]) -> tuple[Evaluatio
     options = SearchOptions(beam_size=args.beam_size, length_penalty=args.length_penalty)
     loaded = readers.load(args.captions, args.images, args.split, args.instances)
     model = None if args.what == "default" else args.what
-    checkpoint = Captioner.load(model, device=args.device, precision=args.precision).checkpoint
+    captioner = Captioner.load(model, device=args.device, precision=args.precision)
+    checkpoint = captioner.checkpoint
+    # What users get is judged: BatchNorm folded and, in int8, convolutions in 8 bits.
+    (checkpoint.model.encoder,) = captioner.encoders
     if args.fit:
         preprocessing = replace(checkpoint.config.preprocessing, fit=args.fit)
         checkpoint.config = replace(checkpoint.config, preprocessing=preprocessing)

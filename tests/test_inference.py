@@ -263,7 +263,7 @@ def test_load_chooses_device_and_precision(tiny: Checkpoint, tmp_path: Path) -> 
     assert loaded.caption(pictures(2))
     with pytest.raises(ValueError, match="it takes auto, cuda, mps, cpu"):
         Captioner.load(path, device="abacus")
-    with pytest.raises(ValueError, match="it takes auto, float32 or bfloat16"):
+    with pytest.raises(ValueError, match="it takes auto, float32, bfloat16, int8"):
         Captioner.load(path, precision="int3")
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="no cuda device"):

@@ -23,6 +23,7 @@ from captioner.files import as_json, from_json, replacing
 from captioner.model.device import own_settings
 from captioner.model.encoder import Encoder
 from captioner.model.model import CaptionModel
+from captioner.model.quantization import Ranges
 from captioner.settings import to_dict
 
 __all__ = [
@@ -72,6 +73,8 @@ class Checkpoint:
     """How tags get scores; ``None`` for a model that has only the calibration of version 0.1."""
     confidence: Confidence | None = None
     """How sure a caption is; ``None`` for a model that was not validated with it."""
+    ranges: Ranges | None = None
+    """The ranges of the encoder's activations that int8 takes; ``None`` before a calibration."""
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
@@ -101,6 +104,8 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path, storage: str = "float32"
         metadata["tag_scoring"] = asdict(checkpoint.scoring)
     if checkpoint.confidence is not None:
         metadata["confidence"] = checkpoint.confidence.weights
+    if checkpoint.ranges is not None:
+        metadata["activation_ranges"] = checkpoint.ranges
     tensors = stored_tensors(checkpoint.model, storage)
     write_tensors(tensors, path, {"format": _FORMAT, "captioner": json.dumps(metadata)})
 
@@ -194,8 +199,26 @@ def _from_metadata(metadata: dict[str, Any]) -> Checkpoint:
     weights = metadata.get("confidence")
     confidence = None if weights is None else Confidence(tuple(map(float, weights)))
     return Checkpoint(
-        model.eval(), config, vocabulary, tags, calibration, scoring, confidence, provenance
+        model.eval(),
+        config,
+        vocabulary,
+        tags,
+        calibration,
+        scoring,
+        confidence,
+        _ranges(metadata.get("activation_ranges")),
+        provenance,
     )
+
+
+def _ranges(stored: Any) -> Ranges | None:
+    if stored is None:
+        return None
+    ranges = {name: (float(low), float(high)) for name, (low, high) in stored.items()}
+    for name, (low, high) in ranges.items():
+        if not -_LARGEST_WEIGHT < low <= 0.0 < high < _LARGEST_WEIGHT:
+            raise ValueError(f"the activations of {name!r} range from {low:g} to {high:g}")
+    return ranges
 
 
 def _forms(names: Sequence[str], stored: Any) -> dict[str, list[str]] | None:

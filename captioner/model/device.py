@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 
 from captioner.held import Held
+from captioner.model.quantization import has_int8_products
 from captioner.settings import ConfigError
 
 __all__ = ["autocast", "choose_device", "choose_precision", "own_settings"]
@@ -38,20 +39,53 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """Return the number type of a precision; "auto" is bfloat16 where the processor gains by it.
+def choose_precision(name: str, device: torch.device, calibrated: bool = False) -> torch.dtype:
+    """Return the number type of a precision.
 
-    Raises ``ConfigError`` for another name.
+    "auto" is bfloat16 where the processor has instructions for it, else int8 if it has those and
+    the model was calibrated for it, else float32.
+
+    Args:
+        name: "auto", "float32" or "bfloat16" and, for inference, "int8".
+        device: Where the model computes.
+        calibrated: Whether the model has the ranges that int8 takes.
+
+    Raises:
+        ConfigError: There is no such precision, or not with this device, processor or model.
     """
-    if name not in {"auto", "float32", "bfloat16"}:
-        raise ConfigError(f"precision is {name!r}; it takes auto, float32 or bfloat16")
+    named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+    if name not in {"auto", *named}:
+        raise ConfigError(f"precision is {name!r}; it takes auto, {', '.join(named)}")
+    if name == "int8":
+        _need_int8(device, calibrated)
     if name != "auto":
-        return torch.float32 if name == "float32" else torch.bfloat16
+        return named[name]
     if device.type == "cuda":
         gains = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         gains = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if gains else torch.float32
+    if gains:
+        return torch.bfloat16
+    return torch.int8 if calibrated and _lacks_for_int8(device) is None else torch.float32
+
+
+def _need_int8(device: torch.device, calibrated: bool) -> None:
+    lack = _lacks_for_int8(device)
+    if lack is None and not calibrated:
+        lack = (
+            "the model has no ranges for it: make a copy that has, export.py --calibration PHOTOS"
+        )
+    if lack is not None:
+        raise ConfigError(f"precision is 'int8', but {lack}")
+
+
+def _lacks_for_int8(device: torch.device) -> str | None:
+    """Return what a machine lacks to compute in int8, if anything."""
+    if device.type != "cpu":
+        return f"a {device.type} device computes in bfloat16 or float32 here"
+    if not has_int8_products():
+        return "this processor has no exact products of int8 (VNNI)"
+    return None
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:

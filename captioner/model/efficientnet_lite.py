@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 __all__ = [
     "EFFICIENTNET_LITE",
     "EFFICIENTNET_LITE_WIDTH",
+    "Link",
     "SameConv2d",
     "build_efficientnet_lite",
+    "chain",
     "rename_published_state",
 ]
 
@@ -95,13 +98,30 @@ class SameConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pad and convolve ``(B, c, h, w)``."""
+        if torch.onnx.is_in_onnx_export():
+            # The exporter to ONNX takes no padded kernel, and its runtimes merge this padding.
+            (top, below), (left, right) = self._paddings(*x.shape[2:])
+            x, weight, padding = F.pad(x, (left, right, top, below)), self.weight, (0, 0)
+        else:
+            weight, padding = self.widened(*x.shape[2:])
+        return F.conv2d(x, weight, self.bias, self.stride, padding, groups=self.groups)
+
+    def widened(self, height: int, width: int) -> tuple[Tensor, tuple[int, int]]:
+        """Return a weight and a padding, the same on both sides, that convolve as "SAME" does.
+
+        Where "SAME" pads one pixel less before than after, the kernel begins with a row or column
+        of zeros instead: a copy of the photograph with its padding would cost up to a tenth of the
+        encoder's time.
+        """
+        (top, below), (left, right) = self._paddings(height, width)
+        if (top, left) == (below, right):
+            return self.weight, (top, left)
+        return F.pad(self.weight, (right - left, 0, below - top, 0)), (below, right)
+
+    def _paddings(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return the padding before and after each side."""
         (kernel, _), (stride, _) = self.kernel_size, self.stride
-        (top, below), (left, right) = (_same_padding(side, kernel, stride) for side in x.shape[2:])
-        padding = (top, left)
-        if (top, left) != (below, right):
-            # A convolution's own padding is the same on both sides; a copy with it costs time.
-            x, padding = F.pad(x, (left, right, top, below)), (0, 0)
-        return F.conv2d(x, self.weight, self.bias, stride, padding, groups=self.groups)
+        return _same_padding(height, kernel, stride), _same_padding(width, kernel, stride)
 
 
 def _same_padding(side: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -134,6 +154,45 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.layers(x)
         return x + out if self.is_residual else out
+
+
+class Link(NamedTuple):
+    """A convolution of a backbone, with its ReLU6 and, at the end of some blocks, a sum."""
+
+    name: str
+    """The name of the module whose output is the link's."""
+    layers: nn.Sequential
+    """The convolution, then its BatchNorm, then a ReLU6 or nothing."""
+    opens: bool = False
+    """Whether its input is what a later link adds."""
+    adds: bool = False
+    """Whether the input of the last link that opens is added to its output."""
+
+    @property
+    def conv(self) -> SameConv2d:
+        """The convolution."""
+        conv = self.layers[0]
+        assert isinstance(conv, SameConv2d)
+        return conv
+
+    @property
+    def is_clamped(self) -> bool:
+        """Whether the link has a ReLU6."""
+        return isinstance(self.layers[-1], nn.ReLU6)
+
+
+def chain(backbone: nn.Module) -> Iterator[Link]:
+    """Yield the links of a backbone of :func:`build_efficientnet_lite`, as pixels pass them."""
+    for name, module in backbone.named_modules():
+        if isinstance(module, _Block):
+            last = len(module.layers) - 1
+            for index, layers in enumerate(module.layers):
+                assert isinstance(layers, nn.Sequential)
+                adds = module.is_residual and index == last
+                inner = name if adds else f"{name}.layers.{index}"
+                yield Link(inner, layers, module.is_residual and index == 0, adds)
+        elif name in ("stem", "head") and isinstance(module, nn.Sequential):
+            yield Link(name, module)
 
 
 def rename_published_state(state: Mapping[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:

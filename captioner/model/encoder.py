@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from captioner.model.efficientnet_lite import (
     rename_published_state,
 )
 from captioner.model.folding import fold_batchnorm
+from captioner.model.quantization import Int8Backbone, Ranges, observe
 from captioner.settings import ConfigError
 
 __all__ = ["Encoder", "load_backbone_weights"]
@@ -71,7 +72,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.name, self.preprocessing, self._frozen = name, preprocessing, 0
         if name in EFFICIENTNET_LITE:
-            self.backbone, self.width = build_efficientnet_lite(name), EFFICIENTNET_LITE_WIDTH
+            self.backbone: nn.Module = build_efficientnet_lite(name)
+            self.width = EFFICIENTNET_LITE_WIDTH
         else:
             self.backbone = _torchvision_backbone(name).eval()
             self.width = _grid_width(name, self.backbone)
@@ -79,13 +81,16 @@ class Encoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalise the pixels and return the grid, cells in reading order."""
+        grid = self.backbone(self._normalised(pixels))
+        return torch.as_tensor(grid).flatten(2).transpose(1, 2)
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
         dtype = next(self.backbone.parameters()).dtype
         mean = torch.tensor(self.preprocessing.mean, device=pixels.device)[:, None, None]
         std = torch.tensor(self.preprocessing.std, device=pixels.device)[:, None, None]
         normalised = ((pixels.float() / 255.0 - mean) / std).to(dtype)
         # More than five times the speed of the planar layout on CPUs, for depthwise convolutions.
-        grid = self.backbone(normalised.contiguous(memory_format=torch.channels_last))
-        return torch.as_tensor(grid).flatten(2).transpose(1, 2)
+        return normalised.contiguous(memory_format=torch.channels_last)
 
     def folded(self) -> Encoder:
         """Return a copy for inference, in which convolutions do what BatchNorm does here.
@@ -96,6 +101,32 @@ class Encoder(nn.Module):
         encoder = deepcopy(self, shared).eval()
         fold_batchnorm(encoder.backbone)
         return encoder
+
+    def observed(self, batches: Iterable[Tensor]) -> dict[str, tuple[float, float]]:
+        """Return the ranges of its convolutions' outputs, which :meth:`in_int8` takes.
+
+        ``batches`` are pixels ``(B, 3, h, w)``, uint8, of a few hundred photographs. Raises
+        ``ConfigError`` for another backbone than an EfficientNet-Lite.
+        """
+        self._need_lite()
+        return observe(self.folded().backbone, map(self._normalised, batches))
+
+    def in_int8(self, ranges: Ranges) -> Encoder:
+        """Return a copy for inference whose convolutions compute in 8 bits, on a CPU.
+
+        Raises ``ConfigError`` for another backbone than an EfficientNet-Lite, and for ranges that
+        :meth:`observed` of this encoder did not return.
+        """
+        self._need_lite()
+        encoder, (mean, std) = self.folded(), (self.preprocessing.mean, self.preprocessing.std)
+        ends = [(end - m) / s for m, s in zip(mean, std, strict=True) for end in (0.0, 1.0)]
+        pixels, side = (min(0.0, *ends), max(ends)), self.preprocessing.size
+        encoder.backbone = Int8Backbone(encoder.backbone, ranges, pixels, side)
+        return encoder
+
+    def _need_lite(self) -> None:
+        if self.name not in EFFICIENTNET_LITE:
+            raise ConfigError(f"int8 takes an EfficientNet-Lite as encoder, not {self.name!r}")
 
     @property
     def blocks(self) -> list[nn.Module]:
