@@ -157,7 +157,7 @@ def test_a_batch_is_encoded_in_parts(tiny: Checkpoint, monkeypatch: pytest.Monke
     captioner = Captioner(tiny)
     pixels = [captioner.pixels(picture) for picture in pictures(7)]
     size, sizes = pixels[0][0].size, []
-    (encoder,) = captioner._encoders
+    (encoder,) = captioner.encoders
     encoder.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
     found = {}
     for kept, at_once in ((True, size), (False, 3 * size), (False, size - 1)):
