@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -558,3 +559,22 @@ def test_own_words_are_read_as_if_they_were_given(cell: Cell) -> None:
     torch.testing.assert_close(weights, looked)
     found, expected = (gradients(decoder, x.square().sum(), grid) for x in (logits, given))
     assert close(found, expected)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("attention", [False, True])
+def test_packed_weights_compute_the_same(cell: Cell, attention: bool) -> None:
+    torch.manual_seed(0)
+    config = DecoderConfig(cell=cell, attention=attention, hidden=23, embedding=19)
+    decoder = Decoder(config, 29, 31).eval()
+    before = {name: tensor.clone() for name, tensor in decoder.state_dict().items()}
+    packed, grid = pickle.loads(pickle.dumps(decoder.packed())), torch.randn(3, 5, 29)
+    assert packed is not decoder
+    with torch.inference_mode():
+        ours, theirs = decoder.start(grid), packed.start(grid)
+        for tokens in torch.randint(31, (4, 3)):
+            logits, _, ours = decoder.step(tokens, ours)
+            again, _, theirs = packed.step(tokens, theirs)
+            assert torch.allclose(logits, again, atol=1e-5)
+    assert all(torch.equal(before[name], x) for name, x in decoder.state_dict().items())
+    assert decoder.double().packed() is decoder
