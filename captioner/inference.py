@@ -78,7 +78,7 @@ class Captioner(Describer[ImageLike]):
         ready = [_for_inference(checkpoint, precision) for checkpoint in self.checkpoints]
         self.encoders = [encoder.to(self.device, rounded) for encoder in ready]
         self._models = [c.model.to(self.device, rounded).eval() for c in self.checkpoints]
-        self._decoders = [model.caption_decoder.packed() for model in self._models]
+        self.decoders = [model.caption_decoder.packed() for model in self._models]
         self._tagger = Tagger(self.checkpoints)
 
     def __repr__(self) -> str:
@@ -233,7 +233,7 @@ class Captioner(Describer[ImageLike]):
             NotFiniteError: The weights are damaged.
         """
         written = write_captions(
-            self._decoders,
+            self.decoders,
             self.checkpoint.vocabulary,
             grids,
             options or SearchOptions(),

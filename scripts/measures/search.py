@@ -7,6 +7,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from importlib.util import find_spec
 from itertools import chain, pairwise
 from pathlib import Path
@@ -192,11 +193,21 @@ def plain_loops(case: Case) -> dict[str, Callable[[], None]]:
 
 
 def alone(case: Case, rounds: int) -> Figures:
-    """Return the search of one photograph over its matrix products, and over plain loops."""
-    taken = in_turn({"search": case.search, "floor": case.floor(), **plain_loops(case)}, rounds)
-    ours = taken.pop("search")
-    shown: Figures = {"search_ms": spread([1e3 * s for s in ours])}
-    return shown | {f"search / {name}": ratio(ours, theirs) for name, theirs in taken.items()}
+    """Return the search of one photograph over its matrix products, and over plain loops.
+
+    "search" has the weights that all others have; "in use" has them packed, as a ``Captioner`` has.
+    """
+    in_use = copy(case)
+    in_use.decoder = case.decoder.packed()
+    ours: dict[str, Callable[[], object]] = {"search": case.search, "in use": in_use.search}
+    taken = in_turn({**ours, "floor": case.floor(), **plain_loops(case)}, rounds)
+    shown: Figures = {f"{name}_ms": spread([1e3 * s for s in taken[name]]) for name in ours}
+    return shown | {
+        f"{name} / {other}": ratio(taken[name], taken[other])
+        for name in ours
+        for other in taken
+        if other not in ours
+    }
 
 
 def against_floor(case: Case, rounds: int) -> Figures:
@@ -258,7 +269,7 @@ def doubled(case: Case, name: str, rounds: int) -> Figures:
 def early_exit(images: Path, split: Path, precision: str, device: torch.device) -> Figures:
     """Return the rows stepped in batches of 32 over those stepped for each photograph alone."""
     captioner = Captioner.load(device=str(device), precision=precision)
-    decoder, names = captioner.checkpoint.model.caption_decoder, split.read_text().split()
+    (decoder,), names = captioner.decoders, split.read_text().split()
     plain, rows = decoder.step, [0, 0]
 
     for start in range(0, len(names), 32):
