@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -139,7 +140,9 @@ def test_a_grid_is_the_same_in_any_batch(
         together = int8(pixels)
         alone = torch.cat([int8(one[None]) for one in pixels])
         exact = encoder(pixels)
+        copies = [copied(pixels) for copied in (deepcopy(int8), pickle.loads(pickle.dumps(int8)))]
     assert torch.equal(together, alone)
+    assert all(torch.equal(together, again) for again in copies)
     assert together.dtype == torch.float32
     # At random weights small errors grow from layer to layer; another grid would be at 2.
     assert 0.0 < float((together - exact).square().mean() / exact.square().mean()) < 0.5

@@ -167,14 +167,27 @@ class _Int8Conv(nn.Module):
         weight = weight.detach()
         # A scale for each output channel, as a checkpoint stores weights.
         self._scale = weight.abs().amax(dim=(1, 2, 3)).clamp(min=1e-12) / 127.0
-        codes = (weight / self._scale[:, None, None, None]).round().to(torch.int8)
+        self._codes = (weight / self._scale[:, None, None, None]).round().to(torch.int8)
         self._zero = torch.zeros(1, dtype=torch.int8)
         self._geometry = list(conv.stride), list(padding), [1, 1], conv.groups
-        # Laid out once as the processor reads them for photographs of this shape.
-        shape = [1, conv.in_channels, side, side]
-        self._packed = torch.ops.onednn.qconv_prepack(
-            codes, self._scale, *source, *self._geometry, shape
+        self._shape = [1, conv.in_channels, side, side]
+        self._packed = self._pack()
+
+    def _pack(self) -> Tensor:
+        """Return the weights laid out as the processor reads them for photographs of this shape."""
+        packed: Tensor = torch.ops.onednn.qconv_prepack(
+            self._codes, self._scale, *self._source, *self._geometry, self._shape
         )
+        return packed
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is copied and pickled: packed weights cannot be, so they are made anew."""
+        return {name: value for name, value in self.__dict__.items() if name != "_packed"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what :meth:`__getstate__` returned."""
+        self.__dict__.update(state)
+        self._packed = self._pack()
 
     def forward(self, x: Tensor, kept: Tensor) -> Tensor:
         """Return the outputs of codes ``(B, c, h, w)``; a sum with ``kept`` overwrites it."""
