@@ -141,6 +141,8 @@ def test_a_grid_is_the_same_in_any_batch(
         alone = torch.cat([int8(one[None]) for one in pixels])
         exact = encoder(pixels)
         copies = [copied(pixels) for copied in (deepcopy(int8), pickle.loads(pickle.dumps(int8)))]
+    with pytest.raises(ValueError, match=r"takes pixels of 70 x 70, not of \(71, 71\)"):
+        int8(photographs(1, side=71))
     assert torch.equal(together, alone)
     assert all(torch.equal(together, again) for again in copies)
     assert together.dtype == torch.float32

@@ -119,7 +119,8 @@ class Int8Backbone(nn.Module):
         links = list(chain(backbone))
         if {link.name for link in links} != ranges.keys():
             raise ConfigError("the ranges of activations are those of another encoder")
-        self._pixels = source = opened = _Codes.of(*pixels)
+        self._side, self._pixels = side, _Codes.of(*pixels)
+        source = opened = self._pixels
         self._opens = [link.opens for link in links]
         self.convolutions = nn.ModuleList()
         for link in links:
@@ -131,7 +132,10 @@ class Int8Backbone(nn.Module):
             source, side = target or source, -(-side // link.conv.stride[0])
 
     def forward(self, normalised: Tensor) -> Tensor:
-        """Return the grid ``(B, D, h, w)`` of normalised pixels ``(B, 3, h, w)``."""
+        """Return the grid ``(B, D, h, w)`` of normalised pixels ``(B, 3, side, side)``."""
+        if normalised.shape[2:] != (self._side, self._side):
+            shape = tuple(normalised.shape[2:])
+            raise ValueError(f"int8 takes pixels of {self._side} x {self._side}, not of {shape}")
         x = kept = self._pixels.of_real(normalised)
         for convolution, opens in zip(self.convolutions, self._opens, strict=True):
             kept = x if opens else kept
