@@ -13,6 +13,7 @@ from processes import ROOT, captioner, forked, run_script
 from skimage import data_dir  # type: ignore[attr-defined]
 
 from captioner.inference import Captioner
+from captioner.model.quantization import has_int8_products
 from conftest import COLOURS, draw_picture
 
 pytestmark = pytest.mark.slow
@@ -211,7 +212,8 @@ def test_benchmark_measures_the_encoder(tmp_path: Path) -> None:
     output = ["--rounds", "2", "--output", str(tmp_path / "figures.json")]
     run("benchmark", *output, "encoder", "--sizes", "1")
     figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
-    assert figures.keys() == {"float32, batches of 1", "bfloat16, batches of 1"}
+    precisions = {"float32", "bfloat16", *(["int8"] if has_int8_products() else [])}
+    assert figures.keys() == {f"{precision}, batches of 1" for precision in precisions}
     assert all(found["folded / as stored"]["median"] > 0.3 for found in figures.values())
 
 
