@@ -187,6 +187,8 @@ def test_the_default_is_exported_from_the_command_line(tmp_path: Path) -> None:
     ended = forked(run_script, "export", ["default", str(target), "--set", "beam_size=2"], {})
     assert ended.status == 0, ended.said
     assert target.stat().st_size <= 1.3 * default_path().stat().st_size
+    # Sides of 240, 120, 60 and 30 pixels are halved, with more padding after than before.
+    assert sum(node.op_type == "Pad" for node in onnx.load(target).graph.node) == 4
     for arguments, said in (
         (["default", str(target), "--set", "groups=3"], "groups is 3, which an ONNX file"),
         (["default", str(target), "--set", "beams=3"], "unknown key 'beams'"),

@@ -98,9 +98,9 @@ class SameConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pad and convolve ``(B, c, h, w)``."""
-        if torch.onnx.is_in_onnx_export():
-            # The exporter to ONNX takes no padded kernel, and its runtimes merge this padding.
-            (top, below), (left, right) = self._paddings(*x.shape[2:])
+        (top, below), (left, right) = self._paddings(*x.shape[2:])
+        if (top, left) != (below, right) and torch.onnx.is_in_onnx_export():
+            # The exporter takes no kernel that was padded.
             x, weight, padding = F.pad(x, (left, right, top, below)), self.weight, (0, 0)
         else:
             weight, padding = self.widened(*x.shape[2:])
