@@ -1,4 +1,4 @@
-"""What runs on the nodes of a cluster: photographs are read in one stage, described in the next.
+"""The two stages on the nodes of a cluster: photographs are read in one, described in the next.
 
 A row of the dataset is a shard. Ray's own readers end the whole job over one file that cannot be
 read (``read_binary_files``), or say nothing of the reason (``download``), and both take a file into

@@ -23,7 +23,7 @@ from captioner.files import as_json, from_json, replacing
 from captioner.model.device import own_settings
 from captioner.model.encoder import Encoder
 from captioner.model.model import CaptionModel
-from captioner.model.quantization import Ranges
+from captioner.model.quantization import Ranges, int8_rows
 from captioner.settings import to_dict
 
 __all__ = [
@@ -131,10 +131,7 @@ def stored_tensors(model: CaptionModel, storage: str) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()
         if storage == "int8" and tensor.ndim > 1:
-            rows = tensor.flatten(1)
-            scale = rows.abs().amax(dim=1).clamp(min=1e-12) / 127.0
-            stored[name] = (rows / scale[:, None]).round().to(torch.int8).view(tensor.shape)
-            stored[name + SCALE] = scale
+            stored[name], stored[name + SCALE] = int8_rows(tensor)
         elif storage != "float32" and tensor.is_floating_point():
             stored[name] = tensor.half()
         else:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from captioner.model.efficientnet_lite import Link, chain
 from captioner.settings import ConfigError
 
-__all__ = ["Int8Backbone", "Ranges", "has_int8_products", "observe"]
+__all__ = ["Int8Backbone", "Ranges", "has_int8_products", "int8_rows", "observe"]
 
 Ranges = Mapping[str, tuple[float, float]]
 """The lowest and the highest output that each link of a backbone tells apart, by its name."""
@@ -33,6 +33,13 @@ def has_int8_products() -> bool:
     """
     known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return torch.cpu._is_vnni_supported() or bool(known.get("avx_vnni"))
+
+
+def int8_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a weight ``(D, ...)`` as int8, and the scale ``(D,)`` of each output row."""
+    rows = weight.flatten(1)
+    scale = rows.abs().amax(dim=1).clamp(min=1e-12) / 127.0
+    return (rows / scale[:, None]).round().to(torch.int8).view(weight.shape), scale
 
 
 class _Codes(NamedTuple):
@@ -169,9 +176,7 @@ class _Int8Conv(nn.Module):
         self.bias = nn.Parameter(conv.bias.detach().clone(), requires_grad=False)
         weight, padding = conv.widened(side, side)
         weight = weight.detach()
-        # A scale for each output channel, as a checkpoint stores weights.
-        self._scale = weight.abs().amax(dim=(1, 2, 3)).clamp(min=1e-12) / 127.0
-        self._codes = (weight / self._scale[:, None, None, None]).round().to(torch.int8)
+        self._codes, self._scale = int8_rows(weight)
         self._zero = torch.zeros(1, dtype=torch.int8)
         self._geometry = list(conv.stride), list(padding), [1, 1], conv.groups
         self._shape = [1, conv.in_channels, side, side]
