@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from typing import NamedTuple
 
 import torch
@@ -11,7 +10,7 @@ from torch.nn import functional as F
 
 from captioner.config import DecoderConfig
 from captioner.model.attention import Attention
-from captioner.model.packing import PackedCell, PackedLinear, can_pack
+from captioner.model.packing import PackedCell, PackedLinear, can_pack, copy_for_inference
 from captioner.model.recurrence import Packed, pack, recur
 
 __all__ = ["Decoder", "DecoderState", "Dropout"]
@@ -93,8 +92,7 @@ class Decoder(nn.Module):
         """
         if isinstance(self.cell, PackedCell) or not can_pack(self.output.weight):
             return self
-        shared = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
-        decoder = deepcopy(self, shared).eval()
+        decoder = copy_for_inference(self)
         decoder.cell = PackedCell(self.cell)
         layers: list[tuple[nn.Module, str]] = [(decoder, "fuse"), (decoder, "output")]
         if decoder.attention is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from captioner.model.efficientnet_lite import (
     rename_published_state,
 )
 from captioner.model.folding import fold_batchnorm
+from captioner.model.packing import copy_for_inference
 from captioner.model.quantization import Int8Backbone, Ranges, observe
 from captioner.settings import ConfigError
 
@@ -97,8 +97,7 @@ class Encoder(nn.Module):
 
         The copy shares all other tensors with this encoder. Its grids are the same within rounding.
         """
-        shared = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
-        encoder = deepcopy(self, shared).eval()
+        encoder = copy_for_inference(self)
         fold_batchnorm(encoder.backbone)
         return encoder
 

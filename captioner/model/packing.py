@@ -1,11 +1,22 @@
-"""Linear layers for inference on a CPU, whose weights lie in the order that oneDNN reads."""
+"""Copies of modules for inference, and linear layers whose weights lie as oneDNN reads them."""
 
 from __future__ import annotations
+
+from copy import deepcopy
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["PackedCell", "PackedLinear", "can_pack"]
+__all__ = ["PackedCell", "PackedLinear", "can_pack", "copy_for_inference"]
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def copy_for_inference(module: M) -> M:
+    """Return a copy in eval mode, to change: its tensors are those of the module itself."""
+    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return deepcopy(module, shared).eval()
 
 
 def can_pack(weight: Tensor) -> bool:
